@@ -1,0 +1,1 @@
+"""Every test in a network of its own."""
