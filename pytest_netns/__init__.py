@@ -1,1 +1,46 @@
-"""Every test in a network of its own."""
+"""Every test in a network of its own.
+
+pytest imports this package for each of its runs, so what stands here is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_netns.errors import (
+        GatewayError,
+        KernelError,
+        NamespaceClosedError,
+        NetnsError,
+        ServiceNotReadyError,
+        UnsupportedError,
+    )
+    from pytest_netns.gateway.flows import Flow
+    from pytest_netns.namespace import Namespace
+    from pytest_netns.service import ServicePort
+
+__all__ = [
+    "Flow",
+    "GatewayError",
+    "KernelError",
+    "Namespace",
+    "NamespaceClosedError",
+    "NetnsError",
+    "ServiceNotReadyError",
+    "ServicePort",
+    "UnsupportedError",
+]
+
+_HOMES = {"Flow": "gateway.flows", "Namespace": "namespace", "ServicePort": "service"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
