@@ -1,0 +1,199 @@
+"""Who lives in a network namespace, and how to end them.
+
+``/proc/<pid>`` also answers for the ids of threads, which a listing of ``/proc`` does not show;
+these are not processes and are left out here, as is the calling process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from pytest_netns.errors import NetnsError
+from pytest_netns.kernel import privilege
+
+__all__ = ["Process", "end", "end_members", "last_pid", "members"]
+
+_SCAN_AT_MOST: Final = 2000
+_TERM_SECONDS: Final = 0.5
+_KILL_SECONDS: Final = 2.0
+_ROUNDS: Final = 20
+
+
+class Process(NamedTuple):
+    """A process at the moment that it was found."""
+
+    pid: int
+    command: str
+
+
+def last_pid() -> int:
+    """Return the id that the kernel gave out last, to a process or a thread, in this PID namespace."""
+    fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 128).split()[-1])
+    finally:
+        os.close(fd)
+
+
+def members(net_inode: int, since: int | None = None) -> list[Process]:
+    """List the living processes of the namespace with this inode number, except the calling one.
+
+    ``since``, an earlier ``last_pid()``, restricts the search to processes that were started after
+    it; that is free of cost where nothing was started. A namespace is told by the main thread.
+    """
+    found = [pid for pid in _candidates(since) if _net_inode(pid) == net_inode]
+    return [Process(pid, _command(pid)) for pid in found if pid != os.getpid() and _is_process(pid)]
+
+
+def end(
+    processes: Iterable[Process], timeout: float = _TERM_SECONDS, kill_timeout: float = _KILL_SECONDS
+) -> list[tuple[Process, str]]:
+    """End the processes, with SIGTERM if they heed it within ``timeout`` seconds, else with SIGKILL.
+
+    A stopped process is continued, so that it can heed. The processes are not reaped: that is for
+    whoever started them. Each is returned with the name of the signal that it was ended by; what
+    was gone already is left out.
+
+    Raises:
+        NetnsError: some are alive ``kill_timeout`` seconds after SIGKILL.
+    """
+    with contextlib.ExitStack() as stack:
+        alive = _open(processes, stack)
+        every = dict(alive)
+        _signal(alive, signal.SIGTERM, signal.SIGCONT)
+        stubborn = _wait(alive, timeout)
+        _signal(stubborn, signal.SIGKILL)
+        immortal = _wait(stubborn, kill_timeout)
+        if immortal:
+            raise NetnsError(_immortal(immortal.values()))
+        return [(process, "SIGKILL" if fd in stubborn else "SIGTERM") for fd, process in every.items()]
+
+
+def end_members(net_inode: int, since: int | None = None, timeout: float = _TERM_SECONDS) -> list[tuple[Process, str]]:
+    """End whoever is in the namespace, and whoever they start meanwhile, until it has no members.
+
+    Raises:
+        NetnsError: they multiply faster than they can be ended, or don't die.
+    """
+    ended: list[tuple[Process, str]] = []
+    for _ in range(_ROUNDS):
+        found = members(net_inode, since)
+        if not found:
+            return ended
+        ended += end(found, timeout)
+        timeout = 0.0  # They were asked nicely once; what appears from now on was started by the dying.
+    raise NetnsError(_immortal(members(net_inode, since)))
+
+
+def _candidates(since: int | None) -> Iterable[int]:
+    if since is None:
+        return _listed()
+    last = last_pid()
+    if since <= last:
+        ranges = [range(since + 1, last + 1)]
+    else:  # The kernel has run through all ids and begun again.
+        ranges = [range(since + 1, _pid_max() + 1), range(1, last + 1)]
+    if sum(map(len, ranges)) > _SCAN_AT_MOST:
+        return _listed()
+    return [pid for part in ranges for pid in part]
+
+
+def _listed() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _pid_max() -> int:
+    with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
+        return int(file.read())
+
+
+def _net_inode(pid: int) -> int | None:
+    """Return the number of the process's network namespace; None if it is dead, or nothing we may know of."""
+    path = f"/proc/{pid}/ns/net"
+    try:
+        try:
+            return os.stat(path).st_ino
+        except PermissionError:
+            with privilege.raised():
+                return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
+def _is_process(pid: int) -> bool:
+    return f"\nTgid:\t{pid}\n" in _read(pid, "status")
+
+
+def _command(pid: int) -> str:
+    arguments = _read(pid, "cmdline").rstrip("\0").split("\0")
+    return shlex.join(arguments) if arguments != [""] else f"[{_read(pid, 'comm').strip()}]"
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _open(processes: Iterable[Process], stack: contextlib.ExitStack) -> dict[int, Process]:
+    opened = {}
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(process.pid)
+            stack.callback(os.close, fd)
+            opened[fd] = process
+    return _wait(opened, 0.0)
+
+
+def _signal(processes: Iterable[int], *numbers: signal.Signals) -> None:
+    for fd in processes:
+        for number in numbers:
+            with contextlib.suppress(ProcessLookupError):
+                _send(fd, number)
+
+
+def _send(fd: int, number: signal.Signals) -> None:
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except PermissionError:
+        with privilege.raised():
+            signal.pidfd_send_signal(fd, number)
+
+
+def _wait(processes: dict[int, Process], seconds: float) -> dict[int, Process]:
+    """Wait until all are dead, and return those that are not; a process that nobody has reaped is dead."""
+    alive = dict(processes)
+    poll = select.poll()
+    for fd in alive:
+        poll.register(fd, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while alive:
+        left = max(0.0, deadline - time.monotonic())
+        for fd in _ready(poll, left):
+            poll.unregister(fd)
+            del alive[fd]
+        if not left:
+            break
+    return alive
+
+
+def _ready(poll: select.poll, seconds: float) -> Iterator[int]:
+    return (fd for fd, _ in poll.poll(seconds * 1000))
+
+
+def _immortal(processes: Iterable[Process]) -> str:
+    names: Sequence[str] = [f"{pid} ({command})" for pid, command in processes]
+    return (
+        f"these processes of the namespace could not be ended: {', '.join(names)}. They were sent SIGKILL; one that "
+        "stays hangs in the kernel (look at /proc/<pid>/stack), or starts others faster than they die. "
+        "The namespace lives on until they are gone"
+    )
