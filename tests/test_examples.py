@@ -24,6 +24,5 @@ def test_example_passes_in_parallel(name: str, tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    print(run.stdout, run.stderr)
-    assert run.returncode == 0
+    assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
