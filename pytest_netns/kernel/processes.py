@@ -96,9 +96,8 @@ def _candidates(since: int | None) -> Iterable[int]:
     if since is None:
         return _listed()
     last = last_pid()
-    if since <= last:
-        ranges = [range(since + 1, last + 1)]
-    else:  # The kernel has run through all ids and begun again.
+    ranges = [range(since + 1, last + 1)]
+    if last < since:  # The kernel has run through all ids and begun again.
         ranges = [range(since + 1, _pid_max() + 1), range(1, last + 1)]
     if sum(map(len, ranges)) > _SCAN_AT_MOST:
         return _listed()
