@@ -1,0 +1,1 @@
+"""What the doctor knows: the trials, the machine, and the remedies."""

@@ -1,0 +1,143 @@
+"""Everything that isolation needs from the machine, each thing done once.
+
+This module is what ``kernel.probe`` runs in a process of its own: it enters namespaces and does not
+come back from them. Rulesets, messages and system calls are those of a test run.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_netns.checkup import names
+from pytest_netns.kernel import privilege, syscalls
+from pytest_netns.kernel.probe import NotNeededError, RefusedError, Remark, Trial, perform
+
+if TYPE_CHECKING:
+    from pytest_netns.checkup.bench import Bench
+
+_LIMITS: Final = ("max_user_namespaces", "max_net_namespaces", "max_mnt_namespaces")
+_LIMIT_LOW: Final = 256  # each leaf takes a net and a mnt namespace, and the kernel clears dead ones late
+
+
+def main() -> None:
+    """Make all trials and report them on standard output."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    user, network, veth = (names.USER,), (names.NETWORK, names.PACKAGES), (names.VETH,)
+    perform(
+        [
+            Trial(names.PACKAGES, packages),
+            Trial(names.RUN_DIRECTORY, run_directory, (names.PACKAGES,)),
+            Trial(names.LIMITS, limits),
+            Trial(names.USER, user_namespace),
+            Trial(names.MOUNT, mount_namespace, user),
+            Trial(names.NETWORK, lambda: _bench().network(), (names.USER, names.PACKAGES)),
+            Trial(names.LOOPBACK, lambda: _bench().loopback(), network),
+            Trial(names.VETH, lambda: _bench().veth(), (names.LOOPBACK,)),
+            Trial(names.ADDRESSES, lambda: _bench().addresses(), veth),
+            Trial(names.ROUTING, lambda: _bench().routing(), veth),
+            Trial(names.LEAF_RULES, lambda: _bench().leaf_rules(), network),
+            Trial(names.HUB_RULES, lambda: _bench().hub_rules(), network),
+            Trial(names.QUEUE, lambda: _bench().queue(), network),
+            Trial(names.TRANSPARENT, lambda: _bench().transparent(), network),
+            Trial(names.SYSCTLS, lambda: _bench().sysctls(), network),
+            Trial(names.PORT, lambda: _bench().port(), (names.SYSCTLS, names.LOOPBACK)),
+            Trial(names.PING, lambda: _bench().ping(), (names.SYSCTLS, names.LOOPBACK)),
+            Trial(names.ETC, etc, (names.MOUNT,)),
+            Trial(names.SYS, sys_mount, (names.MOUNT, names.NETWORK)),
+        ]
+    )
+
+
+@functools.cache
+def _bench() -> Bench:
+    from pytest_netns.checkup.bench import Bench  # noqa: PLC0415 - needs pyroute2, which may be missing
+
+    return Bench()
+
+
+def packages() -> str:
+    """Import what the gateway imports."""
+    import filelock  # noqa: PLC0415
+    import pyroute2  # noqa: PLC0415
+
+    return f"pyroute2 {pyroute2.__version__}, filelock {filelock.__version__}"
+
+
+def run_directory() -> str:
+    """Make a private directory beside where the gateway's will be, lock in it and listen in it."""
+    from filelock import FileLock  # noqa: PLC0415
+
+    path = Path(tempfile.mkdtemp(prefix="pytest-netns-"))
+    try:
+        status = path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise OSError(errno.EPERM, f"{path.parent} does not keep a directory private")
+        with FileLock(path / "lock", timeout=1), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(path / "gateway"))
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+    return f"{path.parent} keeps a directory private"
+
+
+def limits() -> str:
+    """Read how many namespaces this user may have."""
+    found = {f"user.{name}": int(Path("/proc/sys/user", name).read_text(encoding="ascii")) for name in _LIMITS}
+    if privilege.is_root() or privilege.is_entered():
+        del found["user.max_user_namespaces"]
+    for name, value in found.items():
+        if value == 0:
+            raise RefusedError(name, OSError(errno.ENOSPC, "is 0"))
+    text = ", ".join(f"{name} is {value}" for name, value in found.items())
+    if min(found.values()) < _LIMIT_LOW:
+        raise Remark(f"{text}; a run with many workers may need {_LIMIT_LOW}")
+    return text
+
+
+def user_namespace() -> str:
+    """Become owner of a user namespace in which the user keeps its number."""
+    if privilege.is_root():
+        raise NotNeededError("not needed as root")
+    if privilege.is_entered():
+        raise NotNeededError("entered already")
+    if not Path("/proc/self/uid_map").read_text(encoding="ascii").strip():
+        raise RefusedError("uid_map", OSError(errno.EPERM, "entered a user namespace, was refused to be someone there"))
+    before = os.stat("/proc/self/ns/user").st_ino
+    try:
+        privilege.enter_user_namespace()
+    except OSError as error:
+        made = os.stat("/proc/self/ns/user").st_ino != before
+        raise RefusedError("uid_map" if made else "unshare", error) from error
+    return f"uid {os.geteuid()} is still uid {os.geteuid()}"
+
+
+def mount_namespace() -> str:
+    """Make a mount namespace whose changes stay in it."""
+    with privilege.raised():
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    return "made, changes stay inside"
+
+
+def etc() -> str:
+    """Put another file over the resolver's configuration."""
+    target = Path("/etc/resolv.conf").resolve()
+    if not target.exists():
+        raise NotNeededError(f"there is no {target}")
+    with tempfile.NamedTemporaryFile() as file, privilege.raised():
+        syscalls.mount(file.name, str(target), None, syscalls.MS_BIND)
+    return f"{target} replaced"
+
+
+def sys_mount() -> str:
+    """Mount the /sys that shows a leaf's own interfaces."""
+    with privilege.raised():
+        syscalls.mount("sysfs", "/sys", "sysfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+    return f"shows {', '.join(sorted(os.listdir('/sys/class/net')))}"
