@@ -13,12 +13,14 @@ LAYERS = (
     {"addressing", "errors", "policy"},
     {"kernel"},
     {"gateway"},
-    {"namespace", "service"},
-    {"report", "scoping", "settings"},
-    {"__main__", "doctor", "plugin"},
+    {"checkup", "doctor", "namespace", "service", "sysctl"},
+    {"leases", "report", "scoping", "session", "settings"},
+    {"__main__", "plugin"},
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-PURE, KERNEL, GATEWAY, _, PYTEST, _ = LAYERS
+PURE = LAYERS[0]
+NEAR_PYTEST = LAYERS[4] | LAYERS[5]
+NEAR_KERNEL = LAYERS[1] | LAYERS[2] | {"checkup"}
 
 _SPEC = util.find_spec("pytest_netns")
 assert _SPEC is not None
@@ -60,7 +62,7 @@ class TestImports:
         part = part_of(path)
         if part in PURE:
             assert not tops & {"os", "pyroute2", "pytest", "socket", "subprocess"}
-        if part not in KERNEL | GATEWAY:
+        if part not in NEAR_KERNEL:
             assert "pyroute2" not in tops
-        if HEIGHT[part] < HEIGHT[min(PYTEST)]:
+        if part not in NEAR_PYTEST:
             assert not tops & {"_pytest", "pytest"}
