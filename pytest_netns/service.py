@@ -1,0 +1,124 @@
+"""The one port that the service under test listens on."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pytest_netns.errors import ServiceNotReadyError
+
+if TYPE_CHECKING:
+    from pytest_netns.namespace import Namespace
+
+__all__ = ["Published", "ServicePort"]
+
+_BIG_ENDIAN: Final = sys.byteorder == "big"
+_LISTEN: Final = "0A"
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.05
+
+
+class Published(NamedTuple):
+    """Where the host reaches a service of a leaf."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The same as a URL of the http scheme."""
+        return f"http://{self.host}:{self.port}"
+
+
+class ServicePort:
+    """The address of the service under test, the same in each leaf.
+
+    Attributes:
+        host: 127.0.0.1, where to listen and to connect inside.
+        port: 8080 unless set.
+    """
+
+    host: Final = "127.0.0.1"
+
+    def __init__(self, namespace: Namespace, port: int | None = None) -> None:
+        """Describe the service of a leaf; its own service port unless another is given."""
+        self.port = namespace.service_port if port is None else port
+        self._namespace = namespace
+
+    def __repr__(self) -> str:
+        """Name address and leaf."""
+        return f"<ServicePort {self.host}:{self.port} in {self._namespace.name}>"
+
+    @property
+    def url(self) -> str:
+        """The service's URL of the http scheme, inside."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """The leaf's IPv4 address, at which other leaves reach the service, even if it listens on 127.0.0.1 only."""
+        return self._namespace.ipv4
+
+    def wait(self, timeout: float = 10.0) -> None:
+        """Wait until the service accepts connections at 127.0.0.1.
+
+        A server that listens in the leaf itself is recognized without a connection to it, so that
+        one which serves a single connection still has it to give.
+
+        Raises:
+            ServiceNotReadyError: it did not within ``timeout`` seconds; the text says what does listen.
+        """
+        deadline = time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        with self._namespace:
+            while not self._is_ready(max(0.001, deadline - time.monotonic())):
+                if time.monotonic() >= deadline:
+                    raise ServiceNotReadyError(self._not_ready(timeout))
+                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def publish(self) -> Published:
+        """Make the service reachable from the host at a free 127.0.0.1 port, for as long as the leaf lives."""
+        return Published("127.0.0.1", self._namespace.publish(self.port))
+
+    def _is_ready(self, patience: float) -> bool:
+        if {(self.host, self.port), ("0.0.0.0", self.port)} & set(_listeners("tcp")):  # noqa: S104 - only compared
+            return True
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=patience):
+            return True
+        return False
+
+    def _not_ready(self, timeout: float) -> str:
+        found = sorted({f"{_bracket(host)}:{port}" for table in ("tcp", "tcp6") for host, port in _listeners(table)})
+        seen = f"what listens there: {', '.join(found)}" if found else "no program listens on any TCP port there"
+        inside = ", ".join(f"{pid} ({command})" for pid, command in self._namespace.processes()) or "none"
+        return (
+            f"nothing accepted a connection at {self.host}:{self.port} in {self._namespace.name} within {timeout:g} s; "
+            f"{seen}; processes there: {inside}. Start the service inside (netns.popen, or from the test), "
+            f"let it listen on {self.host} or 0.0.0.0 at the port netns_port, or allow it more time"
+        )
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _listeners(table: str) -> list[tuple[str, int]]:
+    """List the listening sockets of the calling thread's network namespace; see proc_pid_net(5)."""
+    try:
+        with open(f"/proc/thread-self/net/{table}", encoding="ascii") as file:
+            rows = [line.split() for line in file][1:]
+    except FileNotFoundError:  # No IPv6 in this kernel.
+        return []
+    return [_endpoint(row[1]) for row in rows if row[3] == _LISTEN]
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    """Decode the kernel's form: 32-bit words in the machine's byte order, then the port."""
+    digits, _, port = text.partition(":")
+    words = (bytes.fromhex(digits[start : start + 8]) for start in range(0, len(digits), 8))
+    packed = b"".join(word if _BIG_ENDIAN else word[::-1] for word in words)
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)  # noqa: PLR2004

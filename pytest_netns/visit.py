@@ -1,0 +1,62 @@
+"""One stay of a thread in a leaf, from going in to coming back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Final
+
+from pytest_netns.kernel.position import Position
+
+__all__ = ["ENVIRONMENT", "Visit", "Visits"]
+
+ENVIRONMENT: Final = "PYTEST_NETNS"
+
+
+class Visits(threading.local):
+    """Where each thread came from, as the namespaces of a process are those of its threads."""
+
+    def __init__(self) -> None:
+        self.stack: list[Visit] = []
+
+
+class Visit:
+    """One stay; ``position`` is where the thread came from."""
+
+    def __init__(self, position: Position) -> None:
+        self.position = position
+        self._arrival = position.cwd
+        self._environment = os.environ.get(ENVIRONMENT)
+
+    def begin(self, net_fd: int, mnt_fd: int, name: str) -> None:
+        """Move the calling thread inside."""
+        self.position.hop_to(net_fd, mnt_fd)
+        self._arrival = _cwd()
+        _announce(name)
+
+    def end(self) -> None:
+        """Bring the thread back, to the directory it has changed into meanwhile or else the one it was in."""
+        cwd = _cwd()
+        self.position.restore()
+        if cwd != self._arrival:
+            with contextlib.suppress(OSError):
+                os.chdir(cwd)
+        _announce(self._environment)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def _announce(name: str | None) -> None:
+    """Set or unset the variable, which belongs to the process: other threads leave it to the main one."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if name is None:
+        os.environ.pop(ENVIRONMENT, None)
+    else:
+        os.environ[ENVIRONMENT] = name
