@@ -1,0 +1,1 @@
+"""What stands beside this file can be imported by tests in the folders below."""
