@@ -66,9 +66,11 @@ def test_program(program: ServicePort, name: str) -> None:
     assert look_up(name, port=program.port) == b"text"
 
 
-def test_from_outside(program: ServicePort) -> None:
-    """The board answers at the namespace's own address too, even where it is bound to 127.0.0.1 only."""
-    assert ask("GET", "", host=program.address, port=program.port) == (200, b"")
+def test_from_outside(program: ServicePort, netns: Namespace) -> None:
+    """From the worker's namespace it answers at the test's address, even where it is bound to 127.0.0.1 only."""
+    assert netns.worker is not None
+    with netns.worker:
+        assert ask("GET", "", host=program.address, port=program.port) == (200, b"")
 
 
 def test_session_server(board: noticeboard.Board, archive: int, netns_port: int) -> None:
