@@ -1,0 +1,275 @@
+"""The hooks that bring each test, and each fixture, to where it belongs, and back."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_netns import report
+from pytest_netns.errors import NetnsError
+from pytest_netns.settings import MARKER, OPT_OUT, ItemSettings, Mark, Mode, Scope, SettingsError
+
+if TYPE_CHECKING:
+    from pytest_netns.namespace import Namespace
+    from pytest_netns.scoping import Leaf, Place
+    from pytest_netns.session import Session
+
+__all__ = ["ISOLATION", "Isolation", "marks_of", "parametrizes"]
+
+ISOLATION = pytest.StashKey["Isolation"]()
+RECORD = pytest.StashKey[report.Record]()
+
+
+def marks_of(node: pytest.Item | pytest.Collector) -> Iterator[Mark]:
+    """Yield the node's ``netns`` and ``no_netns`` markers, closest first."""
+    for place, mark in node.iter_markers_with_node():
+        if mark.name in (MARKER, OPT_OUT):
+            yield Mark(mark.name, mark.args, mark.kwargs, place.nodeid)
+
+
+def parametrizes(node: pytest.Item | pytest.Collector, name: str) -> bool:
+    """Tell whether a ``parametrize`` marker sets this argument already."""
+    marks = list(node.iter_markers("parametrize"))
+    given = [mark.args[0] if mark.args else mark.kwargs.get("argnames", ()) for mark in marks]
+    return any(name in (_names(names) if isinstance(names, str) else names) for names in given)
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _sparing_threads(leaf: Leaf, back: Callable[[], None]) -> Callable[[], None]:
+    """Return ``back``, which then takes what was started until that moment for none of the leaf's business."""
+    from pytest_netns.leases import new_threads  # noqa: PLC0415
+
+    known = set(threading.enumerate())
+
+    def returning() -> None:
+        leaf.threads |= new_threads(known)
+        back()
+
+    return returning
+
+
+class Detour:
+    """A stretch of code that runs in another place, once at set-up and once more at tear-down."""
+
+    def __init__(self, isolation: Isolation, leaf: Leaf | None) -> None:
+        """Aim for the leaf, or for the base."""
+        self._isolation = isolation
+        self._leaf = leaf
+        self._back: Callable[[], None] | None = None
+        if leaf is not None:
+            leaf.tenants += 1
+
+    def begin(self) -> None:
+        """Go there."""
+        self._back = self._isolation.visit(self._leaf.place if self._leaf is not None else None)
+
+    def end(self) -> None:
+        """Come back; where it was never begun, do nothing."""
+        back, self._back = self._back, None
+        if back is not None:
+            back()
+
+    def finish(self) -> None:
+        """Come back for the last time."""
+        if self._leaf is not None:
+            self._leaf.tenants -= 1
+        self.end()
+
+
+class Isolation:
+    """A plugin of every process that runs tests."""
+
+    def __init__(self, session: Session) -> None:
+        """Isolate nothing before a test asks."""
+        self.session = session
+        self.leaf: Leaf | None = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Bring the process to where the test belongs; it stays until after the tear-down."""
+        self._enter(item)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        """Leave the test's leaf, and give back what nothing needs any more."""
+        try:
+            result = yield
+        except BaseException:
+            self._leave(item, nextitem, failed=True)
+            raise
+        self._leave(item, nextitem, failed=False)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """Let a fixture that outlives a test run where it belongs, at set-up and at tear-down."""
+        scope = Scope[request.scope.upper()]
+        if scope is Scope.FUNCTION:
+            return (yield)
+        detour = self._detour(scope, request.node)
+        fixturedef.addfinalizer(detour.finish)
+        detour.begin()
+        try:
+            return (yield)
+        finally:
+            detour.end()
+            fixturedef.addfinalizer(detour.begin)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Tell what a failed test tried to reach, and what any test left running."""
+        result = yield
+        record = item.stash.get(RECORD, None)
+        if record is not None:
+            lines = []
+            if result.failed:
+                lines = self._describe(record) if record.lines is None else record.lines
+            if result.when == "teardown":
+                lines = lines + record.endings()
+                del item.stash[RECORD]
+            if lines:
+                result.sections.append((report.TITLE, "\n".join(lines)))
+        return result
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self) -> Generator[None, object, object]:
+        """Give back all leaves, once the last fixture has been torn down, and go home."""
+        try:
+            return (yield)
+        finally:
+            self.leaf = None
+            if self.session.stay is not None:
+                self.session.stay.finish()
+
+    def namespace_of(self, item: pytest.Item) -> Namespace:
+        """Return the handle of the leaf that the test runs in, entering one if it does not run in any."""
+        settings = self.settings_of(item)
+        if self.session.settings.mode is Mode.OFF:
+            reason = "needs a network of its own, but netns is off"
+            raise pytest.skip.Exception(reason, _use_item_location=True)
+        if settings.opted_out_by is not None:
+            wish = "asks for a network of its own through a fixture, but is marked no_netns; take one of the two away"
+            pytest.fail(f"{item.nodeid} {wish} (the marker is on {settings.opted_out_by})", pytrace=False)
+        return (self.leaf or self.open(item)).namespace
+
+    def open(self, item: pytest.Item) -> Leaf:
+        """Bring the process into the test's leaf, from now on, whatever its mode and markers say of it."""
+        stay = self.session.ready()
+        leaf = stay.leases.take(item, self.settings_of(item))
+        item.stash[RECORD] = report.Record(item.nodeid, leaf.namespace)
+        self.leaf = leaf
+        stay.traveller.go(leaf.place)
+        return leaf
+
+    def settings_of(self, item: pytest.Item) -> ItemSettings:
+        """Return what holds for one test."""
+        try:
+            return self.session.settings.for_item(marks_of(item), getattr(item, "fixturenames", ()))
+        except SettingsError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    def visit(self, place: Place | None) -> Callable[[], None]:
+        """Go to a place, None being the base, and return what leads back."""
+        stay, leaf = self.session.stay, self.leaf
+        if stay is None:
+            return lambda: None
+        back = stay.traveller.visit(place or stay.traveller.base)
+        if leaf is None or place is leaf.place:
+            return back
+        return _sparing_threads(leaf, back)
+
+    def _enter(self, item: pytest.Item) -> None:
+        settings = self.settings_of(item)
+        self._release(item, item)
+        self._watch(item)
+        if settings.isolated:
+            self.open(item)
+            return
+        self.leaf = None
+        stay = self.session.stay
+        if stay is not None:
+            stay.traveller.go(stay.host if settings.opted_out_by and stay.returns else stay.traveller.base)
+
+    def _watch(self, item: pytest.Item) -> None:
+        """See to it that what pytest does for the collectors above the test is done in the base.
+
+        A package's ``setup_module`` is run when its first test is set up, and what was registered with
+        a collector when the last one is torn down, after the test's own finalizers.
+        """
+        vars(item)["teardown"] = functools.partial(self._teardown, type(item).teardown.__get__(item))
+        package = item.getparent(pytest.Package)
+        while package is not None:
+            vars(package).setdefault("setup", functools.partial(self._setup, package, package.setup))
+            package = package.parent.getparent(pytest.Package) if package.parent is not None else None
+
+    def _teardown(self, original: Callable[[], None]) -> None:
+        try:
+            original()
+        finally:
+            self._go_to_base()
+
+    def _go_to_base(self) -> None:
+        if self.session.stay is not None:
+            self.session.stay.go_to_base()
+
+    def _setup(self, package: pytest.Package, original: Callable[[], None]) -> None:
+        detour = self._detour(Scope.PACKAGE, package)
+        package.addfinalizer(detour.finish)
+        detour.begin()
+        try:
+            original()
+        finally:
+            detour.end()
+            package.addfinalizer(detour.begin)
+
+    def _detour(self, scope: Scope, node: pytest.Item | pytest.Collector) -> Detour:
+        leaf = self.leaf
+        if leaf is not None and (scope > leaf.scope or leaf.node not in node.listchain()):
+            leaf = None
+        return Detour(self, leaf)
+
+    def _describe(self, record: report.Record) -> list[str]:
+        client = self.session.client
+        try:
+            return record.describe(client) if client is not None else []
+        except NetnsError as error:
+            return [f"the gateway does not tell what was blocked: {error}"]
+
+    def _leave(self, item: pytest.Item, nextitem: pytest.Item | None, *, failed: bool) -> None:
+        vars(item).pop("teardown", None)
+        self._go_to_base()
+        record, leaf = item.stash.get(RECORD, None), self.leaf
+        if record is None or leaf is None:
+            return
+        self.leaf = None
+        if failed:
+            record.lines = self._describe(record)
+        try:
+            self._release(item, nextitem)
+        except NetnsError:
+            if not failed:
+                raise
+
+    def _release(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Give back the leaves that are needed no more, telling ``item`` what was left in them."""
+        if self.session.stay is None:
+            return
+        leases = self.session.stay.leases
+        record = item.stash.get(RECORD, None)
+        for leaf in leases.left(nextitem):
+            leftovers = leases.release(leaf)
+            report.warn_of_threads(item, leftovers.leaf, leftovers.threads)
+            if record is not None:
+                record.ended += leftovers.processes

@@ -1,0 +1,141 @@
+"""The test leaves of one pytest process: leased when a test first needs one, released when it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+
+from pytest_netns.errors import NetnsError
+from pytest_netns.kernel import processes
+from pytest_netns.namespace import Namespace
+from pytest_netns.scoping import Leaf, Place, leaf_node
+from pytest_netns.settings import ItemSettings, Scope
+
+if TYPE_CHECKING:
+    from pytest_netns.gateway.client import GatewayClient
+    from pytest_netns.kernel.processes import Process
+
+__all__ = ["Leases", "Leftovers", "new_threads"]
+
+_Key = tuple[Scope, "pytest.Item | pytest.Collector"]
+
+_PATIENCE: Final = 0.1  # seconds for a thread that is about to end anyway
+_ROUNDS: Final = 20
+
+
+class Leftovers(NamedTuple):
+    """What was still running in a leaf when it was released."""
+
+    leaf: str
+    threads: list[threading.Thread]
+    processes: list[tuple[Process, str]]
+
+
+class Leases:
+    """The leaves that are alive, by scope and by what they live for."""
+
+    def __init__(self, client: GatewayClient, worker: Namespace | None, base: Place, *, shared: bool) -> None:
+        """Begin with the worker leaf alone, if there is one; ``shared`` makes it serve the scope ``session``."""
+        self._client = client
+        self._worker = worker
+        self._base = base
+        self._shared = shared
+        self._alive: dict[_Key, Leaf] = {}
+        self._own: Leaf | None = None
+
+    def take(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
+        """Return the leaf that this test runs in, a new one unless its scope has one already."""
+        if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
+            self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
+            self._client.label(self._worker.name, item.nodeid)
+            return self._own
+        key = (settings.scope, leaf_node(item, settings.scope))
+        leaf = self._alive.get(key)
+        if leaf is None:
+            leaf = self._alive[key] = self._lease(key, item.nodeid, settings.port)
+        else:
+            self._client.activate(leaf.namespace.name)
+            self._client.label(leaf.namespace.name, item.nodeid)
+        return leaf
+
+    def _lease(self, key: _Key, test: str, port: int) -> Leaf:
+        since = processes.last_pid()
+        grant = self._client.lease(test, service_port=port)
+        namespace = Namespace(grant, self._client, worker=self._worker)
+        return Leaf(Place.of(grant), namespace, *key, since=since, threads=set(threading.enumerate()))
+
+    def left(self, nextitem: pytest.Item | None) -> Iterator[Leaf]:
+        """Yield the leaves that nothing needs any more when ``nextitem`` comes next."""
+        needed = nextitem.listchain() if nextitem is not None else []
+        for (scope, node), leaf in list(self._alive.items()):
+            if scope is Scope.FUNCTION or (node not in needed and not leaf.tenants):
+                yield leaf
+
+    def release(self, leaf: Leaf) -> Leftovers:
+        """Give the leaf back, and end the processes that are left in it.
+
+        Raises:
+            NetnsError: some could not be ended.
+        """
+        self._alive.pop((leaf.scope, leaf.node), None)
+        threads = _left_threads(leaf)
+        try:
+            return Leftovers(leaf.namespace.name, threads, _end_left(leaf.namespace, leaf.since))
+        finally:
+            leaf.namespace.close()
+
+    def release_all(self) -> None:
+        """Give back whatever is alive, and end what was left in the worker leaf, at the end of the run."""
+        for leaf in list(self._alive.values()):
+            with contextlib.suppress(NetnsError):
+                self.release(leaf)
+        if self._worker is not None:
+            with contextlib.suppress(NetnsError):
+                _end_left(self._worker, since=None)
+
+
+def _end_left(namespace: Namespace, since: int | None) -> list[tuple[Process, str]]:
+    """End the processes that were started in the leaf and are still there."""
+    inode = os.fstat(namespace.fileno()).st_ino
+    ended: list[tuple[Process, str]] = []
+    for _ in range(_ROUNDS):
+        spared, silent = _helpers()
+        found = [process for process in processes.members(inode, since) if process.pid not in spared]
+        if not found:
+            break
+        ended += [(process, how) for process, how in processes.end(found) if process.pid not in silent]
+    return ended
+
+
+def _helpers() -> tuple[set[int], set[int]]:
+    """Return multiprocessing's own helper processes: those to spare, and those to end without a word.
+
+    They belong to no test. The resource tracker is never started anew without a warning; it opens no
+    connection, so it may stay. The fork server is, and must be: its children would come up in a dead leaf.
+    """
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    return {getattr(tracker, "_pid", None) or 0}, {getattr(server, "_forkserver_pid", None) or 0}
+
+
+def new_threads(known: Iterable[threading.Thread]) -> set[threading.Thread]:
+    """Return the threads that are running now and were not known; those that Python did not start do not count."""
+    found = set(threading.enumerate()).difference(known)
+    return {thread for thread in found if not isinstance(thread, threading._DummyThread)}  # noqa: SLF001
+
+
+def _left_threads(leaf: Leaf) -> list[threading.Thread]:
+    """Return the threads that were started in the leaf and go on running."""
+    left = new_threads(leaf.threads)
+    deadline = time.monotonic() + _PATIENCE
+    for thread in left:
+        with contextlib.suppress(RuntimeError):  # not quite started yet
+            thread.join(max(0.0, deadline - time.monotonic()))
+    return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)

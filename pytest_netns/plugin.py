@@ -1,0 +1,192 @@
+"""The pytest plugin: options, markers and start-up. What it takes to isolate is imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_netns.errors import NetnsError
+from pytest_netns.fixtures import netns, netns_port, netns_service
+from pytest_netns.settings import FORMS, SCOPES, Settings, SettingsError
+
+__all__ = ["netns", "netns_port", "netns_service"]
+
+_FAILURE = pytest.StashKey[str]()
+_SETTINGS = pytest.StashKey[Settings]()
+_INI = ("netns", "netns_scope", "netns_port")
+_MARKERS = (
+    "netns(port=8080, scope='function'): run the test in a network and mount namespace of its own",
+    "no_netns: run the test where pytest was started, or in the worker's network, even under --netns",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare what can be set."""
+    group = parser.getgroup("netns", "a network of its own for every test (pytest-netns)")
+    for option, mode, text in (
+        ("--netns", "all", "run every test in a fresh network and mount namespace"),
+        ("--netns-marked", "marked", "isolate only tests that ask, by marker or fixture"),
+        ("--no-netns", "off", "isolate nothing; tests that need a network of their own are skipped"),
+    ):
+        group.addoption(option, action="store_const", const=mode, dest="netns_mode", default=None, help=text)
+    scopes = "|".join(SCOPES)
+    group.addoption("--netns-scope", choices=SCOPES, metavar=scopes, help="how long a namespace lives (function)")
+    group.addoption("--netns-port", metavar="N", help="the service port (8080)")
+    group.addoption(
+        "--netns-unsupported",
+        choices=("error", "skip"),
+        metavar="error|skip",
+        help="where isolation cannot work: stop at the start, or skip the tests (error)",
+    )
+    parser.addini("netns", "which tests are isolated: all, marked or off", type="string", default=None)
+    parser.addini("netns_scope", f"how long a namespace lives: {', '.join(SCOPES)}", type="string", default=None)
+    parser.addini("netns_port", "the service port", type="int", default=None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    """Settle what is wanted while the process has no threads: only then may it enter a user namespace."""
+    if not (early_config.known_args_namespace.help or early_config.known_args_namespace.version):
+        _settle(early_config, early_config.known_args_namespace)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers; settle what is wanted, if pytest learned of this plugin late."""
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    if _SETTINGS not in config.stash and not config.option.help:
+        _settle(config, config.option)
+
+
+def _settle(config: pytest.Config, options: Any) -> None:
+    from pytest_netns.session import enter_early  # noqa: PLC0415
+
+    names = ("mode", "scope", "port", "unsupported")
+    try:
+        settings = Settings.of(
+            {name: getattr(options, f"netns_{name}") for name in names}, {name: _ini(config, name) for name in _INI}
+        )
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_SETTINGS] = settings
+    try:
+        enter_early(settings)
+    except NetnsError as error:
+        config.stash[_FAILURE] = _unsupported(settings, error)
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    """Return what the configuration file says; pytest's own complaint of a wrong type does not tell what is right."""
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        raise SettingsError(f"ini option {name}: {error}; write {FORMS[name]}") from None
+
+
+def _unsupported(settings: Settings, error: NetnsError) -> str:
+    """Stop the run, with all that there is to say, or return it where tests shall be skipped."""
+    from pytest_netns.session import explained  # noqa: PLC0415
+
+    text = explained(error)
+    if not settings.skip_unsupported:
+        raise pytest.UsageError(f"netns: {text}") from error
+    return text
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what is isolated, and with whose rights."""
+    from pytest_netns.report import header  # noqa: PLC0415
+
+    return header(config.stash[_SETTINGS])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start the gateway and enter the worker leaf, as far as this process has a part in it."""
+    from pytest_netns.isolation import ISOLATION, Isolation  # noqa: PLC0415
+    from pytest_netns.session import SESSION, Role, Session  # noqa: PLC0415
+
+    config = session.config
+    ours = config.stash[SESSION] = Session(config, config.stash[_SETTINGS])
+    ours.failure = config.stash.get(_FAILURE, None)
+    try:
+        ours.start()
+    except NetnsError as error:
+        ours.failure = _unsupported(ours.settings, error)
+    if ours.role is not Role.CONTROLLER:
+        config.stash[ISOLATION] = Isolation(ours)
+        config.pluginmanager.register(config.stash[ISOLATION], "netns-isolation")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Make a collection error of a marker that means nothing."""
+    from pytest_netns.isolation import marks_of  # noqa: PLC0415
+
+    report = yield
+    settings = collector.config.stash[_SETTINGS]
+    problems: dict[str, None] = {}
+    for node in report.result or ():
+        if isinstance(node, pytest.Item):
+            try:
+                settings.for_item(marks_of(node))
+            except SettingsError as error:
+                problems[str(error)] = None
+    if problems:
+        report.outcome, report.longrepr, report.result = "failed", "\n".join(problems), []
+    return report
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let a marker's port reach the fixtures, session-scoped ones included, without a trace in the test's id."""
+    from pytest_netns.isolation import marks_of, parametrizes  # noqa: PLC0415
+
+    if "netns_port" not in metafunc.fixturenames or parametrizes(metafunc.definition, "netns_port"):
+        return
+    settings = metafunc.config.stash[_SETTINGS]
+    try:
+        port = settings.for_item(marks_of(metafunc.definition)).port
+    except SettingsError:
+        return
+    if port != settings.port:
+        metafunc.parametrize("netns_port", [port], indirect=True, ids=[pytest.HIDDEN_PARAM], scope="module")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell an xdist worker which run it belongs to."""
+    from pytest_netns.session import RUN_ID, SESSION  # noqa: PLC0415
+
+    node.workerinput[RUN_ID] = node.config.stash[SESSION].run_id
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take in what an xdist worker knows of blocked attempts, where the controller has no gateway to ask."""
+    from pytest_netns.session import BLOCKED, SESSION  # noqa: PLC0415
+
+    session = node.config.stash[SESSION]
+    for endpoint, count, first in (getattr(node, "workeroutput", None) or {}).get(BLOCKED, ()):
+        if count > session.reported.get(endpoint, (0, ""))[0]:
+            session.reported[endpoint] = (count, first)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List what was blocked over the run."""
+    from pytest_netns.report import summary  # noqa: PLC0415
+    from pytest_netns.session import SESSION  # noqa: PLC0415
+
+    try:
+        lines = summary(config.stash[SESSION].blocked())
+    except NetnsError as error:
+        lines = [f"the gateway does not tell what was blocked: {error}"]
+    if lines:
+        terminalreporter.section("netns: blocked attempts to leave")
+        for line in lines:
+            terminalreporter.write_line(line)
