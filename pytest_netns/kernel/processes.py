@@ -21,6 +21,7 @@ from pytest_netns.kernel import privilege
 __all__ = ["Process", "end", "end_members", "last_pid", "members"]
 
 _SCAN_AT_MOST: Final = 2000
+_LEAVING_SECONDS: Final = 0.02
 _TERM_SECONDS: Final = 0.5
 _KILL_SECONDS: Final = 2.0
 _ROUNDS: Final = 20
@@ -59,13 +60,13 @@ def end(
 
     A stopped process is continued, so that it can heed. The processes are not reaped: that is for
     whoever started them. Each is returned with the name of the signal that it was ended by; what
-    was gone already is left out.
+    was gone or on its way out already, as after a ``terminate()`` without a ``wait()``, is left out.
 
     Raises:
         NetnsError: some are alive ``kill_timeout`` seconds after SIGKILL.
     """
     with contextlib.ExitStack() as stack:
-        alive = _open(processes, stack)
+        alive = _wait(_open(processes, stack), _LEAVING_SECONDS)
         every = dict(alive)
         _signal(alive, signal.SIGTERM, signal.SIGCONT)
         stubborn = _wait(alive, timeout)
@@ -150,7 +151,7 @@ def _open(processes: Iterable[Process], stack: contextlib.ExitStack) -> dict[int
             fd = os.pidfd_open(process.pid)
             stack.callback(os.close, fd)
             opened[fd] = process
-    return _wait(opened, 0.0)
+    return opened
 
 
 def _signal(processes: Iterable[int], *numbers: signal.Signals) -> None:
