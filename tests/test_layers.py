@@ -13,9 +13,9 @@ LAYERS = (
     {"addressing", "errors", "policy"},
     {"kernel"},
     {"gateway"},
-    {"checkup", "doctor", "namespace", "service", "sysctl"},
-    {"leases", "report", "scoping", "session", "settings"},
-    {"__main__", "plugin"},
+    {"checkup", "doctor", "namespace", "service", "sysctl", "visit"},
+    {"isolation", "leases", "report", "scoping", "session", "settings"},
+    {"__main__", "fixtures", "plugin"},
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 PURE = LAYERS[0]
