@@ -43,7 +43,7 @@ def hide(path: str) -> None:
             flags = _INERT | syscalls.MS_NOEXEC | syscalls.MS_RDONLY
             syscalls.mount("pytest-netns", path, "tmpfs", flags, "mode=555")
     else:
-        _cover(path, "")
+        _cover(path, "", 0o666)  # Without the right to write, connecting to it as a socket would be "denied".
 
 
 def tmpfs(path: str, size: str = "64M") -> None:
@@ -155,12 +155,12 @@ def _told(what: str) -> Iterator[None]:
         raise KernelError(number, f"cannot {what}: {cause}") from error
 
 
-def _cover(path: str, text: str) -> None:
+def _cover(path: str, text: str, mode: int = 0o444) -> None:
     """Put a write-protected private file over an existing one, or over what a symbolic link leads to."""
     with staging() as stage, _told(f"cover {path!r}"):
         file = stage / "file"
         file.write_text(text, encoding="utf-8", errors="surrogateescape")
-        file.chmod(0o444)
+        file.chmod(mode)
         syscalls.mount(str(file), path, None, syscalls.MS_BIND)
     read_only(path)
 
@@ -181,15 +181,21 @@ def _provide(path: str, text: str) -> None:
 
 def _mirror(directory: Path, wanted: Path) -> None:
     """Cover the directory by one in memory that shows the same entries, through links, and can get another one."""
+    if (directory / _MIRRORED).is_dir():
+        _make_empty(wanted)
+        return
     with staging() as stage:
         for name in os.listdir(directory):
             (stage / name).symlink_to(f"{_MIRRORED}/{name}")
         (stage / _MIRRORED).mkdir()
         syscalls.mount(str(directory), str(stage / _MIRRORED), None, syscalls.MS_BIND | syscalls.MS_REC)
-        new = stage / wanted.relative_to(directory)
-        new.parent.mkdir(parents=True, exist_ok=True)
-        new.touch()
+        _make_empty(stage / wanted.relative_to(directory))
         syscalls.mount(str(stage), str(directory), None, syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def _make_empty(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
 
 
 def _cover_resolved(resolv_conf: str | None) -> None:
