@@ -11,6 +11,7 @@ import os
 import select
 import shlex
 import signal
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
@@ -20,6 +21,7 @@ from pytest_netns.kernel import privilege
 
 __all__ = ["Process", "end", "end_members", "last_pid", "members"]
 
+_LONGEST_COMMAND: Final = 200
 _SCAN_AT_MOST: Final = 2000
 _LEAVING_SECONDS: Final = 0.02
 _TERM_SECONDS: Final = 0.5
@@ -28,7 +30,7 @@ _ROUNDS: Final = 20
 
 
 class Process(NamedTuple):
-    """A process at the moment that it was found."""
+    """A process at the moment that it was found; its command is one line, and cut where it is very long."""
 
     pid: int
     command: str
@@ -133,7 +135,8 @@ def _is_process(pid: int) -> bool:
 
 def _command(pid: int) -> str:
     arguments = _read(pid, "cmdline").rstrip("\0").split("\0")
-    return shlex.join(arguments) if arguments != [""] else f"[{_read(pid, 'comm').strip()}]"
+    line = shlex.join(arguments) if arguments != [""] else f"[{_read(pid, 'comm').strip()}]"
+    return textwrap.shorten(line, _LONGEST_COMMAND, placeholder=" ...")
 
 
 def _read(pid: int, name: str) -> str:

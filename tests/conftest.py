@@ -1,1 +1,0 @@
-"""What stands beside this file can be imported by tests in the folders below."""
