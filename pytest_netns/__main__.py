@@ -50,8 +50,10 @@ def render(report: Report, *, colour: bool) -> list[str]:
     """Return the table's lines."""
     width = max(len(check.name) for check in report.checks)
     lines = [_machine(report), ""]
+    advised: dict[str, str] = {}
     for check in report.checks:
-        lines += _row(check, width, colour=colour)
+        lines += _row(check, width, advised.get(check.fix, ""), colour=colour)
+        advised.setdefault(check.fix, check.name)
     return [*lines, "", _verdict(report)]
 
 
@@ -62,11 +64,13 @@ def _machine(report: Report) -> str:
     return ", ".join(fact for fact in facts if fact)
 
 
-def _row(check: Check, width: int, *, colour: bool) -> list[str]:
+def _row(check: Check, width: int, same_as: str, *, colour: bool) -> list[str]:
+    """Return a row's lines; ``same_as`` names the row above that the same command mends."""
     word, code = _MARKS[check.status]
     mark = f"\x1b[{code}m{word:<4}\x1b[0m" if colour else f"{word:<4}"
     lines = [f"  {mark}  {check.name:<{width}}  {check.seen}".rstrip()]
-    details = (("needed", check.why), ("cause", check.cause), ("fix", check.fix)) if check.fix else ()
+    fix = f"the same as for: {same_as}" if same_as else check.fix
+    details = (("needed", check.why), ("cause", check.cause), ("fix", fix)) if check.fix else ()
     for title, text in details:
         first, *rest = text.splitlines()
         lines += [f"{_INDENT}{title + ':':<8}{first}", *(f"{_INDENT}{'':<8}{line}" for line in rest)]

@@ -7,12 +7,14 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from pytest_netns import addressing
 from pytest_netns.gateway import rulesets
+from pytest_netns.gateway.factory import Factory, Wiring
 from pytest_netns.kernel import blame, links, nft, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.probe import RefusedError
@@ -143,6 +145,17 @@ class Bench:
             prober.send(struct.pack("!BBHHH", _ECHO_REQUEST, 0, 0, 0, 1))
             prober.recv(100)
         return f"answered, as uid {os.geteuid()}"
+
+    def whole(self) -> str:
+        """Let the gateway's factory make a hub and a leaf, as it does in a test run."""
+        aliases = addressing.loopback(0)
+        wiring = Wiring(0, (aliases.worker, aliases.worker6), (aliases.test, aliases.test6))
+        factory = Factory()
+        with privilege.raised():  # the factory's thread starts with the rights of this one
+            factory.submit(factory.start, f"nameserver {addressing.GATEWAY}\n").result()
+            started = time.perf_counter()
+            factory.submit(factory.make, 0, wiring).result()
+        return f"made in {(time.perf_counter() - started) * 1000:.1f} ms"
 
     def _unshare(self) -> int:
         with privilege.raised():

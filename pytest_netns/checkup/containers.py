@@ -3,8 +3,8 @@
 As root the tests need CAP_SYS_ADMIN (namespaces, mounts; Docker's and Podman's seccomp profiles open
 ``unshare``, ``mount`` and ``setns`` to containers that have it) and CAP_NET_ADMIN (links, nftables).
 An ordinary user gets both from a user namespace of its own, and needs the seccomp filter away for
-that. Either way AppArmor's profile for containers forbids ``mount`` and writing to /proc/sys/net, and
-the engine mounts /proc/sys read-only and masks parts of /sys.
+that. Either way AppArmor's profile for containers, where there is AppArmor, forbids ``mount`` and
+writing to /proc/sys/net, and the engine mounts /proc/sys read-only and masks parts of /sys.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def command(machine: Machine) -> str:
     if machine.container == "lxc":
         return "on the host: lxc config set <container> security.nesting=true && lxc restart <container>"
     engine = "podman" if machine.container == "podman" else "docker"
-    options = [*(_ROOT if machine.root or machine.system != "linux" else _USER)]
-    if engine == "docker" or machine.apparmor:
+    options = list(_ROOT if machine.root or machine.system != "linux" else _USER)
+    if machine.apparmor or machine.system != "linux":
         options.append("--security-opt apparmor=unconfined")
     if engine == "podman" and machine.selinux:
         options.append("--security-opt label=disable")

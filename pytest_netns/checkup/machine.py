@@ -117,7 +117,7 @@ def _apparmor() -> str:
     if not os.path.isdir("/sys/module/apparmor"):
         return ""
     label = _text("/proc/thread-self/attr/apparmor/current") or _text("/proc/thread-self/attr/current")
-    return label.partition(" ")[0]
+    return (label or "unknown").partition(" ")[0]
 
 
 def _wsl(release: str) -> int:

@@ -23,8 +23,9 @@ SYSCTLS: Final = "own sysctls"
 PORT: Final = "port 80"
 PING: Final = "ping"
 MOUNT: Final = "mount namespace"
-ETC: Final = "own resolv.conf"
+FILES: Final = "own files in /etc"
 SYS: Final = "own /sys"
+WHOLE: Final = "hub and leaf"
 
 #: What isolation needs each of them for.
 REASONS: Final = {
@@ -47,6 +48,7 @@ REASONS: Final = {
     SYSCTLS: "a network namespace is set up by them",
     PORT: "a service under test keeps its own port, 80 or 53 too",
     PING: "programs check that a host is up by it",
-    ETC: "names are resolved by the gateway, not by the host",
+    FILES: "names are resolved by the gateway, not by the host",
     SYS: "/sys/class/net shows the test's interfaces, not the host's",
+    WHOLE: "it is all of the above put together, as each test gets it",
 }

@@ -122,11 +122,11 @@ def _sysctls(outcome: Outcome, machine: Machine) -> Remedy | None:
     return None
 
 
-def _sys(outcome: Outcome, machine: Machine) -> Remedy | None:
-    if outcome.errno == errno.EPERM and machine.container and not machine.root:
+def _sys(_outcome: Outcome, machine: Machine) -> Remedy:
+    if machine.container:
         cause = "parts of /sys are masked, and the kernel shows no user namespace more than that"
         return Remedy(cause, containers.command(machine))
-    return None
+    return Remedy("something is mounted over parts of /sys, or /sys is not mounted", "findmnt --submounts /sys")
 
 
 def _rights(machine: Machine) -> Remedy:
@@ -183,7 +183,7 @@ def _module(outcome: Outcome, machine: Machine) -> Remedy:
     elif outcome.name == names.QUEUE:
         modules = "nfnetlink_queue"
     else:
-        modules = " ".join(_MODULES.get(part, f"nft_{part}") for part in outcome.subject.split(" + "))
+        modules = " ".join(_MODULES.get(part, f"nft_{part}") for part in (outcome.subject or "table").split(" + "))
     cause = f"the kernel lacks {modules}"
     load = f"sudo modprobe -a {modules}"
     if machine.container:

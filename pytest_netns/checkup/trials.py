@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.checkup import names
-from pytest_netns.kernel import privilege, syscalls
+from pytest_netns.kernel import mounts, privilege, syscalls
 from pytest_netns.kernel.probe import NotNeededError, RefusedError, Remark, Trial, perform
 
 if TYPE_CHECKING:
     from pytest_netns.checkup.bench import Bench
 
 _LIMITS: Final = ("max_user_namespaces", "max_net_namespaces", "max_mnt_namespaces")
+_RULES: Final = (names.LEAF_RULES, names.HUB_RULES, names.QUEUE)
+_PARTS: Final = (names.ADDRESSES, names.ROUTING, *_RULES, names.TRANSPARENT, names.SYSCTLS, names.FILES)
 _LIMIT_LOW: Final = 256  # each leaf takes a net and a mnt namespace, and the kernel clears dead ones late
 
 
@@ -50,8 +52,9 @@ def main() -> None:
             Trial(names.SYSCTLS, lambda: _bench().sysctls(), network),
             Trial(names.PORT, lambda: _bench().port(), (names.SYSCTLS, names.LOOPBACK)),
             Trial(names.PING, lambda: _bench().ping(), (names.SYSCTLS, names.LOOPBACK)),
-            Trial(names.ETC, etc, (names.MOUNT,)),
+            Trial(names.FILES, files, (names.MOUNT,)),
             Trial(names.SYS, sys_mount, (names.MOUNT, names.NETWORK)),
+            Trial(names.WHOLE, lambda: _bench().whole(), _PARTS),
         ]
     )
 
@@ -126,18 +129,18 @@ def mount_namespace() -> str:
     return "made, changes stay inside"
 
 
-def etc() -> str:
-    """Put another file over the resolver's configuration."""
-    target = Path("/etc/resolv.conf").resolve()
-    if not target.exists():
-        raise NotNeededError(f"there is no {target}")
-    with tempfile.NamedTemporaryFile() as file, privilege.raised():
-        syscalls.mount(file.name, str(target), None, syscalls.MS_BIND)
-    return f"{target} replaced"
+def files() -> str:
+    """Give the mount namespace the files that a leaf has."""
+    with privilege.raised():
+        mounts.prepare_template("nameserver 198.18.0.1\n", hide_resolvers=True)
+    return "/etc/resolv.conf, /etc/hosts and /etc/nsswitch.conf"
 
 
 def sys_mount() -> str:
     """Mount the /sys that shows a leaf's own interfaces."""
     with privilege.raised():
-        syscalls.mount("sysfs", "/sys", "sysfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
-    return f"shows {', '.join(sorted(os.listdir('/sys/class/net')))}"
+        mounted = mounts.fresh_sysfs()
+    shown = ", ".join(sorted(os.listdir("/sys/class/net"))) if os.path.isdir("/sys/class/net") else "nothing"
+    if not mounted:
+        raise Remark(f"the kernel allows no /sys of one's own; the old one shows {shown}")
+    return f"shows {shown}"
