@@ -1,0 +1,76 @@
+"""Which addresses, names and interface numbers leaves get: arithmetic alone.
+
+Leaves take 198.18.0.0/16, half of the block that RFC 2544 sets aside for measuring network devices,
+so that no real host is shadowed, and a unique local IPv6 prefix (RFC 4193). 198.19.0.0/16 holds
+aliases that name one end of the shared loopback, never an interface.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Final
+
+PREFIX_LENGTH: Final = 16
+PREFIX6_LENGTH: Final = 64
+GATEWAY: Final = ipaddress.IPv4Address("198.18.0.1")
+GATEWAY6: Final = ipaddress.IPv6Address("fe80::1")
+LEAVES: Final = ipaddress.IPv4Network("198.18.0.0/15")
+LEAVES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73::/48")
+HOST_LOOPBACK: Final = ipaddress.IPv4Address("198.19.255.254")
+HOST_LOOPBACK6: Final = ipaddress.IPv6Address("fd6e:6574:6e73:4::1")
+
+LEAF_LIMIT: Final = 65_000
+WORKER_LIMIT: Final = 4_000
+
+_FIRST_LEAF: Final = 16  # .0 to .15 of the block are the hub's own
+_FIRST_INDEX: Final = 100  # interface indexes below are left to the kernel
+_WORKER_GROUP: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """What one leaf is called on the wire."""
+
+    ipv4: ipaddress.IPv4Address
+    ipv6: ipaddress.IPv6Address
+    hub_ifindex: int
+    hub_ifname: str
+
+
+def leaf(number: int) -> Addresses:
+    """Return the addresses of the leaf with this serial number; they recur after LEAF_LIMIT leaves."""
+    slot = number % LEAF_LIMIT + _FIRST_LEAF
+    return Addresses(
+        ipv4=LEAVES[slot],
+        ipv6=LEAVES6[(1 << 64) + slot],
+        hub_ifindex=slot + _FIRST_INDEX,
+        hub_ifname=f"leaf{slot}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """The aliases by which the worker leaf and the test leaf of one worker reach each other's loopback."""
+
+    worker: ipaddress.IPv4Address
+    worker6: ipaddress.IPv6Address
+    test: ipaddress.IPv4Address
+    test6: ipaddress.IPv6Address
+
+
+def loopback(worker: int) -> Loopback:
+    """Return the loopback aliases of the worker with this serial number."""
+    slot = worker % WORKER_LIMIT + 1
+    return Loopback(
+        worker=LEAVES[(1 << 16) + 2 * slot],
+        worker6=LEAVES6[(2 << 64) + slot],
+        test=LEAVES[(1 << 16) + 2 * slot + 1],
+        test6=LEAVES6[(3 << 64) + slot],
+    )
+
+
+def groups(worker: int) -> tuple[int, int]:
+    """Return the interface groups of a worker's own leaf and of its tests' leaves."""
+    slot = worker % WORKER_LIMIT + 1
+    return slot | _WORKER_GROUP, slot

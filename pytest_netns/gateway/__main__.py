@@ -1,0 +1,57 @@
+"""``python -m pytest_netns.gateway RUN_DIRECTORY READY_FD``: started by the first pytest process of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from pytest_netns.errors import NetnsError
+from pytest_netns.gateway.paths import SOCKET_NAME, short_path
+from pytest_netns.gateway.server import Gateway
+
+
+async def _run(directory: Path, ready: int) -> None:
+    gateway = Gateway()
+    try:
+        await gateway.start()
+    except (NetnsError, OSError) as error:
+        report = {"error": str(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
+        os.write(ready, json.dumps(report).encode())
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        with short_path(directory / SOCKET_NAME) as path:
+            listener.bind(path)
+        listener.listen(socket.SOMAXCONN)
+        listener.setblocking(False)  # noqa: FBT003
+        os.write(ready, b"{}")
+        os.close(ready)
+        await gateway.serve(listener)
+        with contextlib.suppress(OSError):
+            (directory / SOCKET_NAME).unlink()
+    await gateway.stop()
+
+
+def main() -> None:
+    """Serve one run, then leave nothing behind."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
+        signal.signal(number, signal.SIG_IGN)
+    sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
+    directory, ready = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        asyncio.run(_run(directory, ready))
+    finally:
+        with contextlib.suppress(OSError):
+            for name in ("lock", "gateway.log"):
+                (directory / name).unlink(missing_ok=True)
+            directory.rmdir()
+            directory.parent.rmdir()
+
+
+if __name__ == "__main__":
+    main()

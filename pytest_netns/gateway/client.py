@@ -1,0 +1,234 @@
+"""The pytest process's side of the gateway: blocking, without threads, and never without a time limit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
+from pytest_netns.gateway import protocol
+from pytest_netns.gateway.flows import BlockedSummary, Flow
+from pytest_netns.gateway.paths import LOCK_NAME, LOG_NAME, SOCKET_NAME, run_directory, short_path
+
+__all__ = ["GatewayClient", "LeafGrant", "run_directory"]
+
+_TIMEOUT: Final = 10.0  # seconds for any one answer
+_START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
+_LOG_TAIL: Final = 2000
+
+
+class LeafGrant(NamedTuple):
+    """A leaf as the gateway hands it out; the descriptors are the receiver's to close."""
+
+    name: str
+    ipv4: str
+    ipv6: str
+    gateway_ipv4: str
+    gateway_ipv6: str
+    service_port: int
+    net_fd: int
+    mnt_fd: int
+
+
+class GatewayClient:
+    """A connection to the gateway; closing it gives up every leaf that it was granted."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Take over a connected socket; ``connect`` is how one gets here."""
+        self._connection = connection
+        self._connection.settimeout(_TIMEOUT)
+
+    @classmethod
+    def connect(cls, run_dir: Path) -> GatewayClient:
+        """Connect to the gateway of a run, starting it where none answers.
+
+        Raises:
+            KernelError: the kernel refused to make the hub.
+            UnsupportedError: this machine lacks something that the hub needs.
+            GatewayError: the gateway did not start, or does not answer.
+        """
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
+
+        try:
+            with FileLock(run_dir / LOCK_NAME, timeout=_START_TIMEOUT):
+                connection = _dial(run_dir)
+                if connection is None:
+                    _start(run_dir)
+                    connection = _dial(run_dir)
+        except Timeout as error:
+            msg = f"another process held {run_dir / LOCK_NAME} for over {_START_TIMEOUT:.0f} s; end it and run again"
+            raise GatewayError(msg) from error
+        if connection is None:
+            msg = f"the gateway has started but does not answer in {run_dir}\n{_log(run_dir)}"
+            raise GatewayError(msg)
+        return cls(connection)
+
+    def join(self, worker: str, *, open_egress: bool = False, service_port: int = 8080) -> LeafGrant:
+        """Become a worker with a leaf of its own."""
+        return self._grant(service_port, op="join", worker_name=worker, open_egress=open_egress, own_leaf=True)
+
+    def attach(self, worker: str) -> None:
+        """Become a worker that stays in the host's namespace and has tests in leaves."""
+        self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False)
+
+    def lease(self, test: str, *, service_port: int = 8080) -> LeafGrant:
+        """Get a fresh leaf for a test; it becomes the one that the worker's loopback is continued in."""
+        return self._grant(service_port, op="lease", test=test)
+
+    def activate(self, name: str) -> None:
+        """Continue the worker leaf's loopback in this leaf from now on."""
+        self._ask(op="activate", leaf=name)
+
+    def label(self, name: str, test: str) -> None:
+        """Book what a leaf tries on this test from now on."""
+        self._ask(op="label", leaf=name, test=test)
+
+    def release(self, name: str) -> None:
+        """Give a leaf up: its connections are cut, its published ports closed."""
+        self._ask(op="release", leaf=name)
+
+    def flows(self, name: str) -> list[Flow]:
+        """Return what was tried from a leaf that is alive, oldest first."""
+        return [Flow(**fields) for fields in self._ask(op="flows", leaf=name)["flows"]]
+
+    def blocked(self) -> list[BlockedSummary]:
+        """Return the blocked endpoints of the whole run, over all workers."""
+        return [BlockedSummary(*row) for row in self._ask(op="blocked")["blocked"]]
+
+    def publish(self, name: str, port: int) -> int:
+        """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""
+        return int(self._ask(op="publish", leaf=name, port=port)["port"])
+
+    def unpublish(self, host_port: int) -> None:
+        """Stop forwarding a published port."""
+        self._ask(op="unpublish", port=host_port)
+
+    def close(self) -> None:
+        """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""
+        self._connection.close()
+
+    def _grant(self, service_port: int, **request: Any) -> LeafGrant:
+        answer, descriptors = self._converse(request)
+        if len(descriptors) != 2:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            msg = f"the gateway sent {len(descriptors)} descriptors with a leaf, not 2; are descriptors used up?"
+            raise GatewayError(msg)
+        return LeafGrant(**answer, service_port=service_port, net_fd=descriptors[0], mnt_fd=descriptors[1])
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        answer, _ = self._converse(request)
+        return answer
+
+    def _converse(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        try:
+            protocol.send(self._connection, request)
+            answer, descriptors = protocol.receive(self._connection)
+        except TimeoutError as error:
+            msg = f"the gateway did not answer {request['op']!r} within {_TIMEOUT:.0f} s"
+            raise GatewayError(msg) from error
+        except (OSError, ValueError) as error:
+            msg = f"lost the gateway at {request['op']!r}: {error}"
+            raise GatewayError(msg) from error
+        if answer is None:
+            msg = f"the gateway has ended; {request['op']!r} got no answer"
+            raise GatewayError(msg)
+        if not answer.pop("ok"):
+            raise _refusal(request["op"], answer)
+        return answer, descriptors
+
+
+def _refusal(operation: str, answer: dict[str, Any]) -> Exception:
+    text = f"the gateway could not {operation}: {answer['error']}"
+    return KernelError(answer["errno"], text) if answer.get("errno") else GatewayError(text)
+
+
+def _dial(run_dir: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with short_path(run_dir / SOCKET_NAME) as path:
+            connection.connect(path)
+    except OSError as error:
+        connection.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            return None
+        raise GatewayError(f"cannot reach the gateway in {run_dir}: {error}") from error  # noqa: EM102, TRY003
+    return connection
+
+
+def _start(run_dir: Path) -> None:
+    """Start the gateway and wait until it serves; its errors become ours."""
+    (run_dir / SOCKET_NAME).unlink(missing_ok=True)
+    ready, told = os.pipe()
+    try:
+        with (run_dir / LOG_NAME).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pytest_netns.gateway", str(run_dir), str(told)],
+                cwd="/",  # nothing in the user's directory is taken for a module
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[told],
+                start_new_session=True,
+            )
+    finally:
+        os.close(told)
+    try:
+        report = _read_report(ready)
+    finally:
+        os.close(ready)
+    if report is None:
+        process.kill()
+        process.wait()
+        raise GatewayError(f"the gateway did not start within {_START_TIMEOUT:.0f} s\n{_log(run_dir)}")  # noqa: EM102, TRY003
+    process.returncode = 0  # it outlives us: no wait, and no warning that we did not
+    if report:
+        raise _start_error(report, _log(run_dir))
+
+
+def _read_report(ready: int) -> dict[str, Any] | None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    data = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([ready], [], [], left)[0]:
+            break
+        chunk = os.read(ready, 65536)
+        if not chunk:
+            break
+        data += chunk
+    if not data:
+        return None
+    report: dict[str, Any] = json.loads(data)
+    return report
+
+
+def _start_error(report: dict[str, Any], log: str) -> Exception:
+    text = f"{report['error']}\n{log}".rstrip()
+    if report["kind"] == "UnsupportedError":
+        return UnsupportedError(text)
+    if report["errno"]:
+        return KernelError(report["errno"], text)
+    return GatewayError(text)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment for the gateway: the same modules, and no coverage measurement of it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_CORE_", "COVERAGE_"))}
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+    return environment
+
+
+def _log(run_dir: Path) -> str:
+    try:
+        return (run_dir / LOG_NAME).read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
+    except OSError:
+        return ""

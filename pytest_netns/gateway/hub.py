@@ -1,0 +1,165 @@
+"""The hub: a network namespace that routes between leaves and holds every socket that serves them.
+
+All of this runs once, in the factory's thread, which lives in the hub.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pytest_netns import addressing
+from pytest_netns.errors import KernelError
+from pytest_netns.gateway import rulesets
+from pytest_netns.kernel import links, nft
+from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
+from pytest_netns.kernel.queue import PacketQueue
+
+_LOOPBACK_MTU: Final = 65536
+_RELAY_TABLE: Final = 100
+_IP_TRANSPARENT: Final = 19
+_IPV6_TRANSPARENT: Final = 75
+_BACKLOG: Final = 4096
+
+# The hub's own namespace only; nothing here reaches the host.
+_SYSCTLS: Final = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv4/conf/all/rp_filter": "0",  # the ruleset checks sources, for both families alike
+    "net/ipv4/conf/default/rp_filter": "0",
+    "net/ipv4/conf/default/accept_redirects": "0",
+    "net/ipv4/conf/all/send_redirects": "0",
+    "net/ipv4/conf/default/send_redirects": "0",
+    "net/ipv4/icmp_ratelimit": "0",  # refusals must come at once, however many there are
+    "net/ipv4/icmp_msgs_per_sec": "1000000",
+    "net/ipv4/icmp_msgs_burst": "1000000",
+    "net/ipv6/icmp/ratelimit": "0",
+    "net/ipv6/conf/all/forwarding": "1",
+    "net/ipv6/conf/default/accept_dad": "0",
+    "net/ipv6/conf/default/accept_ra": "0",
+    "net/ipv6/conf/default/addr_gen_mode": "1",
+}
+_OPTIONAL_SYSCTLS: Final = frozenset(
+    {"net/ipv4/icmp_msgs_per_sec", "net/ipv4/icmp_msgs_burst"}
+)  # per namespace since 6.13
+
+
+@dataclass
+class Hub:
+    """The hub's descriptors, each usable from any thread and namespace."""
+
+    netns: int
+    route: NetlinkSocket
+    filter: NetlinkSocket
+    queue: PacketQueue
+    dns_udp: socket.socket
+    dns_tcp: socket.socket
+    relay_listeners: list[socket.socket]
+
+    def close(self) -> None:
+        """Give up the hub: the kernel takes it down, and every leaf's way out with it."""
+        for part in (self.route, self.filter, self.queue, self.dns_udp, self.dns_tcp, *self.relay_listeners):
+            part.close()
+        os.close(self.netns)
+
+
+def write_sysctls(values: dict[str, str], optional: frozenset[str] = frozenset()) -> None:
+    """Set kernel parameters of the calling thread's network namespace."""
+    for key, value in values.items():
+        path = Path("/proc/sys", key)
+        try:
+            path.write_text(value, encoding="ascii")
+        except OSError as error:
+            if key not in optional:
+                raise KernelError(error.errno or errno.EIO, f"set {path} to {value!r}: {error.strerror}") from error
+
+
+def build() -> Hub:
+    """Furnish the network namespace that the calling thread has just made as the hub."""
+    write_sysctls({key: value for key, value in _SYSCTLS.items() if "ipv6" not in key or has_ipv6()}, _OPTIONAL_SYSCTLS)
+    route = NetlinkSocket(NETLINK_ROUTE)
+    route.request(_links(), "set up the hub's routing")
+    listeners, port = _relay_listeners()
+    packet_filter = NetlinkSocket(NETLINK_NETFILTER)
+    load_hub_ruleset(packet_filter, port)
+    return Hub(
+        netns=os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
+        route=route,
+        filter=packet_filter,
+        queue=PacketQueue(rulesets.QUEUE),
+        dns_udp=_bound(socket.SOCK_DGRAM, 53),
+        dns_tcp=_bound(socket.SOCK_STREAM, 53),
+        relay_listeners=listeners,
+    )
+
+
+def has_ipv6() -> bool:
+    """Tell whether this kernel has IPv6 and it was not switched off at boot."""
+    return Path("/proc/sys/net/ipv6").exists()
+
+
+def load_hub_ruleset(packet_filter: NetlinkSocket, port: int) -> None:
+    """Load the hub's ruleset, with the older packet queue where the kernel lacks the newer."""
+    for native in (True, False):
+        try:
+            packet_filter.request(
+                nft.transaction(rulesets.hub(port, native_queue=native).encode()), "load the hub's nftables ruleset"
+            )
+        except KernelError as error:
+            if not native or error.errno != errno.ENOENT:
+                raise
+        else:
+            return
+
+
+def _links() -> bytes:
+    everywhere = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+    messages = [
+        links.set_up(rulesets.LO_INDEX, _LOOPBACK_MTU),
+        links.add_address(rulesets.LO_INDEX, addressing.GATEWAY, 32),
+    ]
+    for family, network in zip((socket.AF_INET, socket.AF_INET6), everywhere, strict=True):
+        messages += [
+            links.add_mark_rule(family, rulesets.MARK_RELAY, _RELAY_TABLE),
+            links.add_local_route(rulesets.LO_INDEX, network, _RELAY_TABLE),
+        ]
+    return b"".join(messages)
+
+
+def _bound(kind: int, port: int) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, kind)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.bind((str(addressing.GATEWAY), port))
+    if kind == socket.SOCK_STREAM:
+        opened.listen(_BACKLOG)
+    opened.setblocking(False)  # noqa: FBT003
+    return opened
+
+
+def _relay_listeners() -> tuple[list[socket.socket], int]:
+    """Open the transparent sockets that relayed connections arrive at, on one port in both families."""
+    port = 0
+    listeners = []
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        listener = transparent(family, socket.SOCK_STREAM, (host, port))
+        listener.listen(_BACKLOG)
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    return listeners, port
+
+
+def transparent(family: int, kind: int, address: tuple[str, int]) -> socket.socket:
+    """Open a socket that may use addresses that are not the machine's own; see IP_TRANSPARENT in ip(7)."""
+    opened = socket.socket(family, kind)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET:
+        opened.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
+    else:
+        opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+    opened.bind(address)
+    opened.setblocking(False)  # noqa: FBT003
+    return opened

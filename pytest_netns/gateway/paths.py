@@ -1,0 +1,48 @@
+"""Where a run keeps its socket and lock: a directory that none but its user may enter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pytest_netns.errors import GatewayError
+
+SOCKET_NAME: Final = "gateway.sock"
+LOCK_NAME: Final = "lock"
+LOG_NAME: Final = "gateway.log"
+
+
+def run_directory(run_id: str) -> Path:
+    """Return the directory of a run, made where it does not exist yet, with mode 0700.
+
+    Raises:
+        GatewayError: something of that name belongs to somebody else or is open to others.
+    """
+    parent = Path(tempfile.gettempdir(), f"pytest-netns-{os.geteuid()}")
+    directory = parent / run_id
+    for path in (parent, directory):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            msg = (
+                f"{path} is not a directory of your own with mode 0700, so somebody else could take the place of "
+                f"the gateway. Remove it, or set TMPDIR to a directory of your own."
+            )
+            raise GatewayError(msg)
+    return directory
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """Give a socket's path in a form that fits the 107 bytes that unix(7) allows, however long it is."""
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""The two nftables rulesets: the hub's, which enforces, and the leaf's, which shares loopback.
+
+Nothing in a leaf's ruleset protects anybody: a test that is root there may flush it. What may leave
+a leaf is decided in the hub alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import Final, TypeAlias
+
+from pytest_netns import addressing
+from pytest_netns.addressing import Addresses, Loopback
+from pytest_netns.kernel import nft
+from pytest_netns.kernel.nft import ACCEPT, DROP, Chain, Rule, Table
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+HUB_TABLE: Final = "pytest_netns"
+PEERS: Final = "peers"
+QUEUE: Final = 0
+LO_INDEX: Final = 1
+ETH0_INDEX: Final = 2
+
+# What the gateway says of a queued packet, as the mark that it is sent round again with.
+MARK_RELAY: Final = 1
+MARK_RESET: Final = 2
+MARK_BLOCKED: Final = 3
+MARK_UNREACHABLE: Final = 4
+
+_ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
+_ESTABLISHED_OR_RELATED: Final = 2 | 4
+_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
+_SYN, _SYN_ACK = b"\x02", b"\x12"
+_DNS: Final = 53
+_PRIORITY_RAW: Final = -300
+_PRIORITY_MANGLE: Final = -150
+_PRIORITY_DSTNAT: Final = -100
+_PRIORITY_SRCNAT: Final = 100
+
+
+def hub(relay_port: int, *, native_queue: bool) -> Table:
+    """Return the hub's ruleset; ``relay_port`` is where the relay's transparent sockets listen."""
+    queue = nft.queue(QUEUE) if native_queue else nft.queue_xtables(QUEUE)
+    prerouting = [
+        *_neighbour_discovery(),
+        [*nft.fib_spoofed(), DROP],
+        *_verdicts(),
+        *_relay(relay_port),
+        *_to_the_hub(),
+        *[[*nft.fib_local(kind), DROP] for kind in ("broadcast", "multicast", "anycast")],
+        *[
+            [*nft.l4proto(protocol), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT]
+            for protocol in (_TCP, _UDP)
+        ],
+        *[[*_to(alias), *queue] for alias in (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)],
+        [*_within(addressing.LEAVES), ACCEPT],
+        [*_within(addressing.LEAVES6), ACCEPT],
+        [*nft.l4proto(_TCP), *nft.transport_bytes(13, _SYN_ACK, _SYN, equal=False), *nft.reject_tcp_reset()],
+        queue,
+    ]
+    forward = [
+        [*nft.ct_state(_ESTABLISHED_OR_RELATED), ACCEPT],
+        [*nft.groups_in_set(PEERS), ACCEPT],
+        *_blocked(),
+        queue,
+    ]
+    chains = [
+        Chain("prerouting", nft.PREROUTING, _PRIORITY_MANGLE, prerouting),
+        Chain("forward", nft.FORWARD, 0, forward, policy=0),
+    ]
+    return Table(HUB_TABLE, nft.NFPROTO_INET, chains, sets=[PEERS])
+
+
+def peers(worker: int) -> bytes:
+    """Return the messages that let a worker's leaf and its tests' leaves reach each other."""
+    own, tests = addressing.groups(worker)
+    keys = (struct.pack("=II", own, tests), struct.pack("=II", tests, own))
+    return nft.transaction(b"".join(nft.element(HUB_TABLE, nft.NFPROTO_INET, PEERS, key) for key in keys))
+
+
+def _verdicts() -> list[Rule]:
+    return [
+        *_blocked(),
+        [*nft.mark(MARK_RESET), *nft.l4proto(_TCP), *nft.reject_tcp_reset()],
+        [*nft.mark(MARK_RESET), *nft.reject_port_unreachable()],
+        [*nft.mark(MARK_UNREACHABLE), *nft.reject_host_unreachable()],
+    ]
+
+
+def _blocked() -> list[Rule]:
+    # "Administratively prohibited" is EHOSTUNREACH in IPv4 but EACCES in IPv6, where "address unreachable" is
+    # EHOSTUNREACH; that is a passing fault to a UDP socket, which would not be told of it.
+    over_ipv6 = [*nft.family(nft.NFPROTO_IPV6), *nft.l4proto(_TCP)]
+    return [
+        [*nft.mark(MARK_BLOCKED), *over_ipv6, *nft.reject_host_unreachable()],
+        [*nft.mark(MARK_BLOCKED), *nft.reject_admin_prohibited()],
+    ]
+
+
+def _relay(port: int) -> list[Rule]:
+    loopbacks = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+    rules = [
+        [*nft.mark(MARK_RELAY), *_family(address), *nft.l4proto(protocol), *nft.tproxy(address.packed, port), ACCEPT]
+        for address in loopbacks
+        for protocol in (_TCP, _UDP)
+    ]
+    return [*rules, [*nft.mark(MARK_RELAY), DROP]]  # its socket has been closed meanwhile
+
+
+def _to_the_hub() -> list[Rule]:
+    """Let the name server and ping answer, and nothing else that the hub may listen on."""
+    own = _to(addressing.GATEWAY)
+    return [
+        *[[*own, *nft.l4proto(protocol), *nft.dport(_DNS), ACCEPT] for protocol in (_UDP, _TCP)],
+        [*own, *nft.l4proto(_ICMP), ACCEPT],
+        [*nft.fib_local("local"), *nft.l4proto(_ICMPV6), ACCEPT],
+        [*nft.fib_local("local"), *nft.reject_admin_prohibited()],
+    ]
+
+
+def _neighbour_discovery() -> list[Rule]:
+    return [
+        [*nft.l4proto(_ICMPV6), *nft.transport_bytes(0, b"\xff", bytes([kind])), *nft.fib_local(scope), ACCEPT]
+        for kind in (_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT)
+        for scope in ("local", "multicast")
+    ]
+
+
+def leaf(own: Addresses, peer: tuple[Address, ...], alias: tuple[Address, ...]) -> bytes:
+    """Return the messages that set up a leaf's ruleset.
+
+    Args:
+        own: the leaf's addresses.
+        peer: the aliases, IPv4 and IPv6, of the loopback that answers what finds no listener here.
+        alias: the aliases, IPv4 and IPv6, that this leaf's own loopback is known by to its peer.
+    """
+    tables = [_loopback_table(*addresses) for addresses in zip((own.ipv4, own.ipv6), peer, alias, strict=True)]
+    return nft.transaction(b"".join(table.encode() for table in tables))
+
+
+def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
+    """Share loopback with the peer, for one address family.
+
+    A packet to 127.0.0.1 or ::1 that no socket in this namespace would take is readdressed, without
+    connection tracking, and sent to the hub (``dup`` and drop, since a packet on ``lo`` is past
+    routing); the answer is put back on the same way. A listener in the leaf is therefore always
+    served first, and where the peer has none either its refusal comes back.
+    """
+    loopback = ipaddress.ip_address("127.0.0.1" if own.version == 4 else "::1")
+    gateway = addressing.GATEWAY if own.version == 4 else addressing.GATEWAY6
+    icmp = _ICMP if own.version == 4 else _ICMPV6
+    back = [*nft.iif(ETH0_INDEX), *_source(peer), *_destination(own)]
+    home = [
+        *nft.rewrite_address(loopback.packed, destination=False),
+        *nft.rewrite_address(loopback.packed, destination=True),
+    ]
+    out = [*nft.rewrite_address(own.packed, destination=False), *nft.rewrite_address(peer.packed, destination=True)]
+    unclaimed = [*nft.iif(LO_INDEX), *_source(loopback), *_destination(loopback)]
+    share: list[Rule] = []
+    for protocol in (_TCP, _UDP):
+        share += [
+            [*back, *nft.l4proto(protocol), *home, ACCEPT],
+            [*unclaimed, *nft.l4proto(protocol), *nft.has_socket(), ACCEPT],
+            [*unclaimed, *nft.l4proto(protocol), *out, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
+        ]
+    share.append([*back, *nft.l4proto(icmp), *nft.rewrite_icmp_inner(loopback.packed, loopback.packed), *home, ACCEPT])
+    redirect: list[Rule] = [[*nft.iif(ETH0_INDEX), *_destination(alias), *nft.nat(loopback.packed, destination=True)]]
+    for protocol in (_TCP, _UDP):  # a service that is bound to loopback alone answers at the leaf's address too
+        here = [*nft.iif(ETH0_INDEX), *_destination(own), *nft.l4proto(protocol)]
+        redirect += [[*here, *nft.has_socket(), ACCEPT], [*here, *nft.nat(loopback.packed, destination=True)]]
+    disguise = [
+        [*nft.iif(ETH0_INDEX), *nft.ct_original_destination(alias.packed), *nft.nat(loopback.packed, destination=False)]
+    ]
+    chains = [
+        Chain("share", nft.PREROUTING, _PRIORITY_RAW, share),
+        Chain("redirect", nft.PREROUTING, _PRIORITY_DSTNAT, redirect, kind="nat"),
+        Chain("disguise", nft.INPUT, _PRIORITY_SRCNAT, disguise, kind="nat"),
+    ]
+    return Table(HUB_TABLE, nft.NFPROTO_IPV4 if own.version == 4 else nft.NFPROTO_IPV6, chains)
+
+
+def _family(address: Address) -> Rule:
+    return nft.family(nft.NFPROTO_IPV4 if address.version == 4 else nft.NFPROTO_IPV6)
+
+
+def _to(address: Address) -> Rule:
+    return [*_family(address), *_destination(address)]
+
+
+def _source(address: Address) -> Rule:
+    return nft.address(address.packed, destination=False)
+
+
+def _destination(address: Address) -> Rule:
+    return nft.address(address.packed, destination=True)
+
+
+def _within(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Rule:
+    address = network.network_address
+    return [*_family(address), *nft.address(address.packed, destination=True, prefix=network.prefixlen)]

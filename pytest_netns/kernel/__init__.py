@@ -1,0 +1,1 @@
+"""One typed wrapper for each kernel interface that the package uses."""

@@ -1,0 +1,132 @@
+"""Encode the rtnetlink messages that wire namespaces together: links, addresses, routes, rules.
+
+See rtnetlink(7). Each function returns bytes for ``NetlinkSocket.request``; they can be joined.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any, Final
+
+from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from pytest_netns.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, encode
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_IFF_UP: Final = 1
+_IFA_F_NODAD: Final = 0x02
+_IFA_F_NOPREFIXROUTE: Final = 0x200
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_RT_TABLE_MAIN, _RT_TABLE_LOCAL = 254, 255
+_RT_SCOPE_LINK: Final = 253
+_RT_SCOPE_HOST: Final = 254
+_RTPROT_STATIC: Final = 4
+_RTNH_F_ONLINK: Final = 4
+_FR_ACT_TO_TBL: Final = 1
+_ADDR_GEN_MODE_NONE: Final = 1
+
+
+def _family(address: Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def add_veth(
+    name: str, index: int, mtu: int, *, peer_name: str, peer_index: int, peer_netns: int, peer_group: int
+) -> bytes:
+    """Create a veth pair: one end here, its peer in the namespace of the descriptor ``peer_netns``."""
+    peer: dict[str, Any] = {
+        "index": peer_index,
+        "attrs": [
+            ("IFLA_IFNAME", peer_name),
+            ("IFLA_MTU", mtu),
+            ("IFLA_GROUP", peer_group),
+            ("IFLA_NET_NS_FD", peer_netns),
+        ],
+    }
+    info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
+    attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
+    return encode(ifinfmsg(), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {"index": index}, attributes)
+
+
+def set_up(index: int, mtu: int | None = None) -> bytes:
+    """Raise an interface, and set its MTU where one is given."""
+    attributes = [] if mtu is None else [("IFLA_MTU", mtu)]
+    return encode(ifinfmsg(), RTM_NEWLINK, 0, {"index": index, "flags": _IFF_UP, "change": _IFF_UP}, attributes)
+
+
+def add_address(
+    index: int,
+    address: Address,
+    prefix: int,
+    broadcast: ipaddress.IPv4Address | None = None,
+    *,
+    prefix_route: bool = True,
+) -> bytes:
+    """Give an interface an address, without duplicate address detection."""
+    flags = _IFA_F_NODAD if address.version == 6 else 0
+    if not prefix_route:
+        flags |= _IFA_F_NOPREFIXROUTE
+    attributes: list[tuple[str, Any]] = [
+        ("IFA_ADDRESS", str(address)),
+        ("IFA_LOCAL", str(address)),
+        ("IFA_FLAGS", flags),
+    ]
+    if broadcast is not None:
+        attributes.append(("IFA_BROADCAST", str(broadcast)))
+    fields = {"index": index, "family": _family(address), "prefixlen": prefix}
+    return encode(ifaddrmsg(), RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attributes)
+
+
+def add_route(
+    index: int, destination: Address | None, gateway: Address | None = None, *, family: int = 0, replace: bool = False
+) -> bytes:
+    """Route one address, or everything where ``destination`` is None, out of an interface."""
+    known = destination or gateway
+    length = 0 if destination is None else destination.max_prefixlen
+    attributes: list[tuple[str, Any]] = [("RTA_OIF", index)]
+    if destination is not None:
+        attributes.append(("RTA_DST", str(destination)))
+    if gateway is not None:
+        attributes.append(("RTA_GATEWAY", str(gateway)))
+    fields = {
+        "family": _family(known) if known else family,
+        "dst_len": length,
+        "table": _RT_TABLE_MAIN,
+        "proto": _RTPROT_STATIC,
+        "scope": 0 if gateway else _RT_SCOPE_LINK,
+        "type": _RTN_UNICAST,
+        "flags": _RTNH_F_ONLINK if gateway else 0,
+    }
+    return encode(rtmsg(), RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL), fields, attributes)
+
+
+def add_local_route(
+    index: int, network: ipaddress.IPv4Network | ipaddress.IPv6Network, table: int | None = None
+) -> bytes:
+    """Deliver what is sent to a network to this machine itself; in the local table unless told otherwise."""
+    number = _RT_TABLE_LOCAL if table is None else table
+    attributes: list[tuple[str, Any]] = [("RTA_OIF", index), ("RTA_TABLE", number)]
+    if network.prefixlen:
+        attributes.append(("RTA_DST", str(network.network_address)))
+    fields = {
+        "family": _family(network.network_address),
+        "dst_len": network.prefixlen,
+        "table": number,
+        "proto": _RTPROT_STATIC,
+        "scope": _RT_SCOPE_HOST,
+        "type": _RTN_LOCAL,
+    }
+    return encode(rtmsg(), RTM_NEWROUTE, NLM_F_CREATE, fields, attributes)
+
+
+def add_mark_rule(family: int, mark: int, table: int) -> bytes:
+    """Look up packets that carry a mark in a routing table of their own."""
+    attributes = [("FRA_FWMARK", mark), ("FRA_TABLE", table), ("FRA_PRIORITY", table)]
+    fields = {"family": family, "table": table, "action": _FR_ACT_TO_TBL}
+    return encode(fibmsg(), RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, fields, attributes)
