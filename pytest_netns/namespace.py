@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pytest_netns.errors import NamespaceClosedError, NetnsError
+from pytest_netns.errors import GatewayError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import mounts, privilege, processes
 from pytest_netns.kernel.position import Position, hop_to
 from pytest_netns.kernel.processes import Process
@@ -184,7 +184,7 @@ class Namespace:
     def close(self) -> None:
         """Give the leaf up: what was published ends, and the kernel frees it when nobody is left inside.
 
-        Doing so twice is harmless.
+        Doing so twice is harmless, and so is a gateway that has given it up already or is gone.
         """
         if self._closed:
             return
@@ -192,8 +192,10 @@ class Namespace:
         with contextlib.ExitStack() as stack:
             for fd in self._fds:
                 stack.callback(os.close, fd)
+            stack.enter_context(contextlib.suppress(GatewayError))
             stack.callback(self._client.release, self.name)
             for host_port in self._published.values():
+                stack.enter_context(contextlib.suppress(GatewayError))
                 stack.callback(self._client.unpublish, host_port)
 
     def _leave(self) -> None:

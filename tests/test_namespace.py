@@ -16,7 +16,7 @@ from typing import cast
 import pytest
 from unshared import effective, fresh, mnt_inode, net_inode, unshared
 
-from pytest_netns.errors import KernelError, NamespaceClosedError, NetnsError
+from pytest_netns.errors import GatewayError, KernelError, NamespaceClosedError, NetnsError
 from pytest_netns.gateway.client import GatewayClient, LeafGrant
 from pytest_netns.kernel import processes
 from pytest_netns.kernel.position import Position
@@ -343,6 +343,29 @@ class TestLife:
         leaf.close()
         assert leaf.closed
         assert recorder.asked == [("publish", ("w0-t1", 80)), ("unpublish", 40080), ("release", "w0-t1")]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+    @unshared
+    def test_close_without_a_gateway(self) -> None:
+        """Where the gateway is gone, each request is tried, none is an error, and the descriptors are closed."""
+
+        class Gone(Recorder):
+            def unpublish(self, host_port: int) -> None:
+                super().unpublish(host_port)
+                raise GatewayError
+
+            def release(self, name: str) -> None:
+                super().release(name)
+                raise GatewayError
+
+        recorder = Gone()
+        leaf = make_leaf(recorder=recorder)
+        fd = leaf.fileno()
+        leaf.publish(80)
+        leaf.publish(81)
+        leaf.close()
+        assert recorder.asked[2:] == [("unpublish", 40081), ("unpublish", 40080), ("release", "w0-t1")]
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
 
