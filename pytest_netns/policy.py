@@ -6,6 +6,8 @@ import enum
 import ipaddress
 from typing import TypeAlias
 
+from pytest_netns import addressing
+
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -29,10 +31,13 @@ class Verdict(enum.Enum):
 def decide(egress: Egress, protocol: str, destination: Address) -> Verdict:
     """Return what becomes of a new flow to ``destination``; ``protocol`` is ``tcp``, ``udp`` or another name.
 
-    Only TCP and UDP can be relayed, and only to one party: multicast and the unspecified address are refused.
+    Only TCP and UDP can be relayed, and only to one party outside: multicast, the unspecified address and
+    other leaves are refused.
     """
     if egress is Egress.CLOSED or protocol not in {"tcp", "udp"}:
         return Verdict.BLOCK
     if destination.is_multicast or destination.is_unspecified:
+        return Verdict.BLOCK
+    if destination in addressing.LEAVES or destination in addressing.LEAVES6:
         return Verdict.BLOCK
     return Verdict.RELAY

@@ -28,7 +28,7 @@ async def _run(directory: Path, ready: int) -> None:
         with short_path(directory / SOCKET_NAME) as path:
             listener.bind(path)
         listener.listen(socket.SOMAXCONN)
-        listener.setblocking(False)  # noqa: FBT003
+        listener.setblocking(False)
         os.write(ready, b"{}")
         os.close(ready)
         await gateway.serve(listener)

@@ -160,7 +160,7 @@ def _dial(run_dir: Path) -> socket.socket | None:
         connection.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
             return None
-        raise GatewayError(f"cannot reach the gateway in {run_dir}: {error}") from error  # noqa: EM102, TRY003
+        raise GatewayError(f"cannot reach the gateway in {run_dir}: {error}") from error
     return connection
 
 
@@ -189,7 +189,7 @@ def _start(run_dir: Path) -> None:
     if report is None:
         process.kill()
         process.wait()
-        raise GatewayError(f"the gateway did not start within {_START_TIMEOUT:.0f} s\n{_log(run_dir)}")  # noqa: EM102, TRY003
+        raise GatewayError(f"the gateway did not start within {_START_TIMEOUT:.0f} s\n{_log(run_dir)}")
     process.returncode = 0  # it outlives us: no wait, and no warning that we did not
     if report:
         raise _start_error(report, _log(run_dir))
@@ -223,7 +223,7 @@ def _start_error(report: dict[str, Any], log: str) -> Exception:
 def _environment() -> dict[str, str]:
     """Return the environment for the gateway: the same modules, and no coverage measurement of it."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_CORE_", "COVERAGE_"))}
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     return environment
 
 

@@ -62,8 +62,6 @@ class EgressControl:
             self._hub.queue.judge(queued, NF_DROP)
         elif flow.destination in _HOST_LOOPBACK:
             self._spawn(self._to_host_loopback(queued, leaf, flow))
-        elif flow.destination in addressing.LEAVES or flow.destination in addressing.LEAVES6:
-            self._block(queued, leaf, flow)
         elif policy.decide(leaf.egress, flow.protocol_name, flow.destination) is Verdict.BLOCK:
             self._block(queued, leaf, flow)
         else:

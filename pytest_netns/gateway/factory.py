@@ -90,6 +90,7 @@ class Factory:
         self._executor.shutdown(wait=True)
 
     def _make_templates(self, resolv_conf: str) -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)  # the host's own could not be entered again by an ordinary user
         before = _open_mount_namespace()
         for host_resolver in (False, True):
             syscalls.setns(before, syscalls.CLONE_NEWNS)

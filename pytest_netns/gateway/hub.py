@@ -62,7 +62,15 @@ class Hub:
 
     def close(self) -> None:
         """Give up the hub: the kernel takes it down, and every leaf's way out with it."""
-        for part in (self.route, self.filter, self.queue, self.dns_udp, self.dns_tcp, *self.relay_listeners):
+        parts: list[NetlinkSocket | PacketQueue | socket.socket] = [
+            self.route,
+            self.filter,
+            self.queue,
+            self.dns_udp,
+            self.dns_tcp,
+            *self.relay_listeners,
+        ]
+        for part in parts:
             part.close()
         os.close(self.netns)
 
@@ -136,7 +144,7 @@ def _bound(kind: int, port: int) -> socket.socket:
     opened.bind((str(addressing.GATEWAY), port))
     if kind == socket.SOCK_STREAM:
         opened.listen(_BACKLOG)
-    opened.setblocking(False)  # noqa: FBT003
+    opened.setblocking(False)
     return opened
 
 
@@ -161,5 +169,5 @@ def transparent(family: int, kind: int, address: tuple[str, int]) -> socket.sock
     else:
         opened.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
     opened.bind(address)
-    opened.setblocking(False)  # noqa: FBT003
+    opened.setblocking(False)
     return opened

@@ -30,7 +30,7 @@ class Publisher:
     def open(self, live: LiveLeaf, port: int) -> int:
         """Listen on a free port of the host's 127.0.0.1 for the leaf's ``port``; return the former."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        listener.setblocking(False)  # noqa: FBT003
+        listener.setblocking(False)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener, live.address, port)
         host_port: int = listener.getsockname()[1]
         self._ports[host_port] = _Published(live.name, listener)
@@ -51,7 +51,7 @@ class Publisher:
     def _accept(self, listener: socket.socket, leaf_address: str, port: int) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             client, _ = listener.accept()
-            client.setblocking(False)  # noqa: FBT003
+            client.setblocking(False)
             task = asyncio.create_task(self._relay.forward(client, leaf_address, port))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

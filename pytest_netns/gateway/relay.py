@@ -91,7 +91,7 @@ class Relay:
         self._connecting.add(key)
         try:
             upstream = socket.socket(target.family, socket.SOCK_DGRAM)
-            upstream.setblocking(False)  # noqa: FBT003
+            upstream.setblocking(False)
             upstream.connect(target[:2])
             inner = await self._in_hub(_udp_to_leaf, key)
         except OSError as error:
@@ -129,7 +129,7 @@ class Relay:
             upstream = await self._in_hub(socket.socket, target.family, socket.SOCK_STREAM)
         else:
             upstream = socket.socket(target.family, socket.SOCK_STREAM)
-        upstream.setblocking(False)  # noqa: FBT003
+        upstream.setblocking(False)
         try:
             await asyncio.wait_for(asyncio.get_running_loop().sock_connect(upstream, target[:2]), _CONNECT_TIMEOUT)
         except asyncio.TimeoutError as error:
@@ -148,7 +148,7 @@ class Relay:
             if upstream is None:  # nobody decided on it
                 reset(inner)
                 return
-            inner.setblocking(False)  # noqa: FBT003
+            inner.setblocking(False)
             self._keep(peer[0], inner, upstream)
             _spawn(self._carry(peer[0], inner, upstream))
 

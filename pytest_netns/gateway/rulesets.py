@@ -11,7 +11,7 @@ import struct
 from typing import Final, TypeAlias
 
 from pytest_netns import addressing
-from pytest_netns.addressing import Addresses, Loopback
+from pytest_netns.addressing import Addresses
 from pytest_netns.kernel import nft
 from pytest_netns.kernel.nft import ACCEPT, DROP, Chain, Rule, Table
 
@@ -128,7 +128,7 @@ def _neighbour_discovery() -> list[Rule]:
     ]
 
 
-def leaf(own: Addresses, peer: tuple[Address, ...], alias: tuple[Address, ...]) -> bytes:
+def leaf(own: Addresses, peer: tuple[Address, Address], alias: tuple[Address, Address]) -> bytes:
     """Return the messages that set up a leaf's ruleset.
 
     Args:
@@ -136,7 +136,7 @@ def leaf(own: Addresses, peer: tuple[Address, ...], alias: tuple[Address, ...]) 
         peer: the aliases, IPv4 and IPv6, of the loopback that answers what finds no listener here.
         alias: the aliases, IPv4 and IPv6, that this leaf's own loopback is known by to its peer.
     """
-    tables = [_loopback_table(*addresses) for addresses in zip((own.ipv4, own.ipv6), peer, alias, strict=True)]
+    tables = (_loopback_table(own.ipv4, peer[0], alias[0]), _loopback_table(own.ipv6, peer[1], alias[1]))
     return nft.transaction(b"".join(table.encode() for table in tables))
 
 

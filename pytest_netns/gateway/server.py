@@ -23,9 +23,9 @@ from pytest_netns.gateway.flows import FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.protocol import Message
 from pytest_netns.gateway.publish import Publisher
+from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.worker import LiveLeaf, Worker
-from pytest_netns.kernel import processes
 from pytest_netns.policy import Egress
 
 P = ParamSpec("P")
@@ -93,7 +93,7 @@ class Gateway:
         if uid != os.geteuid():
             connection.close()
             return
-        connection.setblocking(False)  # noqa: FBT003
+        connection.setblocking(False)
         worker = self._workers[connection] = Worker(next(self._worker_numbers), pid)
         task = asyncio.create_task(self._converse(connection, worker))
         self._tasks.add(task)
@@ -127,7 +127,7 @@ class Gateway:
                 (await spare)[0].close()
         for live in worker.leaves:
             with contextlib.suppress(NetnsError, OSError):
-                await loop.run_in_executor(None, processes.end_members, live.net_inode)
+                await loop.run_in_executor(None, reap, live.net_inode, worker.pid)
             await self._drop(worker, live)
 
     async def _answer(self, worker: Worker, request: Message) -> Reply:
@@ -269,7 +269,12 @@ def _granted(live: LiveLeaf) -> Reply:
 async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection, lambda: ready.done() or ready.set_result(None))
+
+    def set_ready() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(connection, set_ready)
     try:
         await ready
     finally:

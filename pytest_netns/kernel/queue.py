@@ -57,7 +57,7 @@ class PacketQueue:
         self._socket = socket.socket(fileno=os.dup(self._netlink.fileno()))
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        self._socket.setblocking(False)  # noqa: FBT003
+        self._socket.setblocking(False)
 
     def fileno(self) -> int:
         """Return the descriptor, readable when packets wait."""

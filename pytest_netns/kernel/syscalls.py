@@ -45,17 +45,17 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave the named namespaces for new ones; see unshare(2)."""
+    """Leave the namespaces that the flags name for new ones."""
     _check(_libc.unshare(flags), f"unshare({flags:#x})")
 
 
 def setns(fd: int, nstype: int) -> None:
-    """Enter the namespace that ``fd`` refers to; see setns(2)."""
+    """Enter the namespace that ``fd`` refers to."""
     _check(_libc.setns(fd, nstype), f"setns({fd}, {nstype:#x})")
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: str | None = None) -> None:
-    """Attach a file system, a bind or a new propagation type; see mount(2)."""
+    """Attach a file system, a bind or a new propagation type."""
     result = _libc.mount(
         os.fsencode(source),
         os.fsencode(target),
@@ -67,12 +67,12 @@ def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: st
 
 
 def umount2(target: str, flags: int = 0) -> None:
-    """Detach what is mounted on ``target``; see umount2(2)."""
+    """Detach what is mounted on ``target``."""
     _check(_libc.umount2(os.fsencode(target), flags), f"umount2({target!r}, {flags:#x})")
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
-    """Operate on the calling process or thread; see prctl(2)."""
+    """Operate on the calling process or thread."""
     result: int = _libc.prctl(option, arg2, arg3, 0, 0)
     _check(result, f"prctl({option}, {arg2}, {arg3})")
     return result
@@ -103,7 +103,7 @@ def capget() -> tuple[int, int, int]:
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set the calling thread's capability sets; see capset(2)."""
+    """Set the calling thread's capability sets."""
     header = _CapHeader(_LINUX_CAPABILITY_VERSION_3, 0)
     data = (_CapData * 2)()
     for word, shift in ((data[0], 0), (data[1], 32)):
