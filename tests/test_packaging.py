@@ -29,7 +29,7 @@ def test_exports_resolve(name: str) -> None:
 def test_unknown_names_are_attribute_errors() -> None:
     """A name that the package does not offer is refused as any module would refuse it."""
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        _ = pytest_netns.nonsense  # type: ignore[attr-defined]
+        _ = pytest_netns.nonsense
 
 
 def test_import_is_light() -> None:
