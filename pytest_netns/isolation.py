@@ -90,18 +90,32 @@ class Isolation:
         """Isolate nothing before a test asks."""
         self.session = session
         self.leaf: Leaf | None = None
+        self._refusal: BaseException | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Bring the process to where the test belongs; it stays until after the tear-down."""
-        self._enter(item)
+        __tracebackhide__ = True
+        try:
+            self._enter(item)
+        except (NetnsError, pytest.fail.Exception, pytest.skip.Exception) as error:
+            self._refusal = error
         return (yield)
+
+    @pytest.hookimpl(specname="pytest_runtest_setup", tryfirst=True)
+    def pytest_netns_refuse(self) -> None:
+        """Fail or skip a test that cannot be isolated; not in the wrapper, lest others' wrappers are left out."""
+        __tracebackhide__ = True
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Leave the test's leaf, and give back what nothing needs any more."""
+        __tracebackhide__ = True
         try:
             result = yield
         except BaseException:
@@ -115,6 +129,7 @@ class Isolation:
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """Let a fixture that outlives a test run where it belongs, at set-up and at tear-down."""
+        __tracebackhide__ = True
         scope = Scope[request.scope.upper()]
         if scope is Scope.FUNCTION:
             return (yield)
@@ -150,8 +165,7 @@ class Isolation:
             return (yield)
         finally:
             self.leaf = None
-            if self.session.stay is not None:
-                self.session.stay.finish()
+            self.session.finish()
 
     def namespace_of(self, item: pytest.Item) -> Namespace:
         """Return the handle of the leaf that the test runs in, entering one if it does not run in any."""
@@ -215,6 +229,7 @@ class Isolation:
             package = package.parent.getparent(pytest.Package) if package.parent is not None else None
 
     def _teardown(self, original: Callable[[], None]) -> None:
+        __tracebackhide__ = True
         try:
             original()
         finally:
@@ -225,6 +240,7 @@ class Isolation:
             self.session.stay.go_to_base()
 
     def _setup(self, package: pytest.Package, original: Callable[[], None]) -> None:
+        __tracebackhide__ = True
         detour = self._detour(Scope.PACKAGE, package)
         package.addfinalizer(detour.finish)
         detour.begin()

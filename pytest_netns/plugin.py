@@ -75,7 +75,7 @@ def _settle(config: pytest.Config, options: Any) -> None:
     config.stash[_SETTINGS] = settings
     try:
         enter_early(settings)
-    except NetnsError as error:
+    except (NetnsError, OSError) as error:
         config.stash[_FAILURE] = _unsupported(settings, error)
 
 
@@ -87,7 +87,7 @@ def _ini(config: pytest.Config, name: str) -> Any:
         raise SettingsError(f"ini option {name}: {error}; write {FORMS[name]}") from None
 
 
-def _unsupported(settings: Settings, error: NetnsError) -> str:
+def _unsupported(settings: Settings, error: Exception) -> str:
     """Stop the run, with all that there is to say, or return it where tests shall be skipped."""
     from pytest_netns.session import explained  # noqa: PLC0415
 
@@ -112,10 +112,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     config = session.config
     ours = config.stash[SESSION] = Session(config, config.stash[_SETTINGS])
-    ours.failure = config.stash.get(_FAILURE, None)
+    ours.failure = config.stash.get(_FAILURE, ours.failure)
     try:
         ours.start()
-    except NetnsError as error:
+    except (NetnsError, OSError) as error:
         ours.failure = _unsupported(ours.settings, error)
     if ours.role is not Role.CONTROLLER:
         config.stash[ISOLATION] = Isolation(ours)
@@ -160,10 +160,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to."""
-    from pytest_netns.session import RUN_ID, SESSION  # noqa: PLC0415
+    """Tell an xdist worker which run it belongs to, and what has failed already."""
+    from pytest_netns.session import FAILURE, RUN_ID, SESSION  # noqa: PLC0415
 
-    node.workerinput[RUN_ID] = node.config.stash[SESSION].run_id
+    session = node.config.stash[SESSION]
+    node.workerinput.update({RUN_ID: session.run_id, FAILURE: session.failure})
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
     from pytest_netns.scoping import Place, Traveller
 
-__all__ = ["BLOCKED", "RUN_ID", "SESSION", "Role", "Session", "enter_early", "explained"]
+__all__ = ["BLOCKED", "FAILURE", "RUN_ID", "SESSION", "Role", "Session", "enter_early", "explained"]
 
 RUN_ID: Final = "netns_run_id"
+FAILURE: Final = "netns_failure"
 BLOCKED: Final = "netns_blocked"
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _quietly(close: Callable[[], None]) -> None:
     """Close what the gateway has a part in; it may be gone, and then everything of it is."""
     try:
         close()
-    except NetnsError as error:
+    except (NetnsError, OSError) as error:
         _log.debug("closing: %s", error)
 
 
@@ -128,7 +129,7 @@ class Session:
         """Hold nothing yet."""
         self.config = config
         self.settings = settings
-        self.failure: str | None = None
+        self.failure: str | None = self._workerinput.get(FAILURE)
         self.client: GatewayClient | None = None
         self.stay: Stay | None = None
         self.reported: dict[str, tuple[int, str]] = {}
@@ -151,7 +152,7 @@ class Session:
         """Do what has to be done before collection.
 
         Raises:
-            NetnsError: isolation cannot work here.
+            NetnsError, OSError: isolation cannot work here.
         """
         self.config.add_cleanup(self.close)
         if self.settings.mode is Mode.OFF or not self.settings.said or self.failure:
@@ -172,7 +173,7 @@ class Session:
                 return self._engage()
             except _UnsaidError as error:
                 self.failure = str(error)
-            except NetnsError as error:
+            except (NetnsError, OSError) as error:
                 self.failure = explained(error)
         if self.stay is not None:
             return self.stay
@@ -183,7 +184,10 @@ class Session:
     def _connect(self) -> GatewayClient:
         from pytest_netns.gateway.client import GatewayClient, run_directory  # noqa: PLC0415
 
-        self.client = GatewayClient.connect(run_directory(self.run_id))
+        try:
+            self.client = GatewayClient.connect(run_directory(self.run_id))
+        except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
+            self.client = GatewayClient.connect(run_directory(self.run_id))
         self._cleanup.callback(self.client.close)
         return self.client
 
@@ -215,6 +219,16 @@ class Session:
         leases = Leases(client, worker, traveller.base, shared=self.settings.mode is Mode.ALL)
         self.stay = Stay(client, traveller, host, returns, worker, leases)
         return self.stay
+
+    def finish(self) -> None:
+        """Leave all leaves at the end of the run; a worker tells its controller what was blocked."""
+        if self.stay is None:
+            return
+        if self.role is Role.WORKER:
+            output: dict[str, Any] = self.config.workeroutput  # type: ignore[attr-defined]
+            with contextlib.suppress(NetnsError):
+                output[BLOCKED] = [[one.endpoint, one.count, one.first_test] for one in self.stay.client.blocked()]
+        self.stay.finish()
 
     def blocked(self) -> list[BlockedSummary]:
         """Return the blocked endpoints of the whole run, most frequent first."""

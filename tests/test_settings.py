@@ -1,0 +1,130 @@
+"""Settings: what is said on the command line, in the configuration file and by markers, made one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_netns.settings import ItemSettings, Mark, Mode, Scope, Settings, SettingsError
+
+
+def mark(place: str = "test_a.py::test", /, *args: Any, name: str = "netns", **kwargs: Any) -> Mark:
+    """Make a marker."""
+    return Mark(name, args, kwargs, place)
+
+
+def opt_out(place: str = "test_a.py::test") -> Mark:
+    """Make a ``no_netns`` marker."""
+    return mark(place, name="no_netns")
+
+
+@pytest.mark.parametrize(
+    ("options", "ini", "expected"),
+    [
+        ({}, {}, Settings(Mode.MARKED, False, Scope.FUNCTION, 8080, False)),
+        ({"mode": "all"}, {}, Settings(Mode.ALL, said=True)),
+        ({}, {"netns": "marked"}, Settings(Mode.MARKED, said=True)),
+        ({"mode": "off"}, {"netns": "all"}, Settings(Mode.OFF, said=True)),
+        ({"mode": None}, {"netns": "all"}, Settings(Mode.ALL, said=True)),
+        ({"scope": "module"}, {"netns_scope": "session"}, Settings(scope=Scope.MODULE)),
+        ({}, {"netns_scope": "package"}, Settings(scope=Scope.PACKAGE)),
+        ({"port": "9000"}, {"netns_port": 9090}, Settings(port=9000)),
+        ({}, {"netns_port": 1}, Settings(port=1)),
+        ({}, {"netns_port": 65_535}, Settings(port=65_535)),
+        ({"unsupported": "skip"}, {}, Settings(skip_unsupported=True)),
+    ],
+)
+def test_command_line_beats_configuration_file(
+    options: dict[str, Any], ini: dict[str, Any], expected: Settings
+) -> None:
+    """What is given on the command line wins, what is given nowhere has its default."""
+    assert Settings.of(options, ini) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "ini", "words"),
+    [
+        ({}, {"netns": "sometimes"}, ("ini option netns", "'sometimes'", "all, marked, off")),
+        ({}, {"netns": True}, ("ini option netns", "True", "all, marked, off")),
+        ({"mode": "all"}, {"netns": "sometimes"}, ("ini option netns", "'sometimes'")),
+        ({}, {"netns_scope": "file"}, ("ini option netns_scope", "'file'", "function, class, module")),
+        ({"scope": "Module"}, {}, ("--netns-scope", "'Module'")),
+        ({"port": "0"}, {}, ("--netns-port", "'0'", "1 to 65535")),
+        ({"port": "65536"}, {}, ("--netns-port", "'65536'")),
+        ({"port": "-1"}, {}, ("--netns-port", "'-1'")),
+        ({"port": "http"}, {}, ("--netns-port", "'http'")),
+        ({"port": "²"}, {}, ("--netns-port", "'²'")),
+        ({}, {"netns_port": True}, ("ini option netns_port", "True")),
+        ({}, {"netns_port": 8080.0}, ("ini option netns_port", "8080.0")),
+    ],
+)
+def test_wrong_value_is_named(options: dict[str, Any], ini: dict[str, Any], words: tuple[str, ...]) -> None:
+    """A value that means nothing is an error that names it, its place and the right forms."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.of(options, ini)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "marks", "fixtures", "isolated"),
+    [
+        (Mode.ALL, [], [], True),
+        (Mode.ALL, [opt_out()], [], False),
+        (Mode.MARKED, [], ["tmp_path", "netns_port"], False),
+        (Mode.MARKED, [mark()], [], True),
+        (Mode.MARKED, [], ["netns"], True),
+        (Mode.MARKED, [], ["netns_service"], True),
+        (Mode.MARKED, [opt_out(), mark("test_a.py")], [], False),
+        (Mode.MARKED, [mark(), opt_out("test_a.py")], [], True),
+        (Mode.MARKED, [mark(), opt_out()], [], False),
+        (Mode.MARKED, [opt_out()], ["netns"], False),
+        (Mode.OFF, [mark()], ["netns"], False),
+    ],
+)
+def test_who_is_isolated(mode: Mode, marks: list[Mark], fixtures: list[str], isolated: bool) -> None:
+    """The mode decides, then the closest marker; on one and the same node, the opt-out."""
+    assert Settings(mode, said=True).for_item(marks, fixtures).isolated is isolated
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ([], (Scope.CLASS, 9000)),
+        ([mark(port=80)], (Scope.CLASS, 80)),
+        ([mark(scope="session")], (Scope.SESSION, 9000)),
+        ([mark(port="80"), mark("test_a.py", port=81, scope="module")], (Scope.MODULE, 80)),
+    ],
+)
+def test_closest_marker_wins_keyword_by_keyword(marks: list[Mark], expected: tuple[Scope, int]) -> None:
+    """Each keyword is taken from the closest marker that has it, or else from the run's settings."""
+    found = Settings(scope=Scope.CLASS, port=9000).for_item(marks)
+    assert (found.scope, found.port) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (mark("a.py::t", 8080), ("a.py::t", "positional 8080", "port=...")),
+        (mark("a.py::t", prot=8080), ("a.py::t", "'prot'", "port, scope")),
+        (mark("a.py::t", port=0), ("a.py::t", "port: 0", "1 to 65535")),
+        (mark("a.py::t", port=True), ("a.py::t", "port: True")),
+        (mark("a.py::t", port=None), ("a.py::t", "port: None")),
+        (mark("a.py::t", scope="file"), ("a.py::t", "'file'", "function, class")),
+        (mark("", scope="file"), ("on the session", "'file'")),
+        (mark("a.py::t", "reason", name="no_netns"), ("a.py::t", "'reason'", "@pytest.mark.no_netns")),
+        (mark("a.py::t", name="no_netns", port=1), ("a.py::t", "port", "@pytest.mark.no_netns")),
+    ],
+)
+def test_wrong_marker_is_named(wrong: Mark, words: tuple[str, ...]) -> None:
+    """A marker that means nothing is an error, even if a closer one is right."""
+    with pytest.raises(SettingsError) as caught:
+        Settings().for_item([mark(port=80, scope="class"), wrong])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_opt_out_is_traced() -> None:
+    """The node that carries the deciding opt-out is known, for messages."""
+    assert Settings(Mode.ALL).for_item([opt_out("a.py")]) == ItemSettings(
+        isolated=False, scope=Scope.FUNCTION, port=8080, opted_out_by="a.py"
+    )
