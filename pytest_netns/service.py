@@ -121,4 +121,4 @@ def _endpoint(text: str) -> tuple[str, int]:
     digits, _, port = text.partition(":")
     words = (bytes.fromhex(digits[start : start + 8]) for start in range(0, len(digits), 8))
     packed = b"".join(word if _BIG_ENDIAN else word[::-1] for word in words)
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)  # noqa: PLR2004
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)

@@ -9,6 +9,7 @@ effective capabilities nor with its network in one place and its mounts in anoth
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 from typing import Final
@@ -20,6 +21,11 @@ __all__ = ["Position", "hop_to"]
 
 _Call = functools.partial[int]
 _LINUX_CAPABILITY_VERSION_3: Final = 0x2008_0522
+
+_CAUSES: Final = {
+    errno.EPERM: ". A process of an ordinary user that has left the host's network can't go back to it; "
+    "start what needs the host before, or run as root"
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # setns(CLONE_NEWNS) wants a root and working directory of the thread's own; threads that it starts share them again.
@@ -53,14 +59,14 @@ def _move(net_fd: int, mnt_fd: int, cwd: str) -> None:
     mnt: _Call = functools.partial(_libc.setns, mnt_fd, syscalls.CLONE_NEWNS)
     chdir: _Call = functools.partial(_libc.chdir, os.fsencode(cwd))
     if privilege.is_root():
-        _, in_net, in_mnt, errno, _ = _in_one_go(_unshare_fs, net, mnt, _errno, chdir)
+        _, in_net, in_mnt, number, _ = _in_one_go(_unshare_fs, net, mnt, _errno, chdir)
     else:
         effective, permitted, inheritable = syscalls.capget()
         up, down = (_capset(bits, permitted, inheritable) for bits in (permitted, effective))
-        _, _, in_net, in_mnt, errno, _, _ = _in_one_go(_unshare_fs, up, net, mnt, _errno, down, chdir)
+        _, _, in_net, in_mnt, number, _, _ = _in_one_go(_unshare_fs, up, net, mnt, _errno, down, chdir)
     if in_net < 0 or in_mnt < 0:
         failed = " and ".join(["setns(net)"] * (in_net < 0) + ["setns(mnt)"] * (in_mnt < 0))
-        raise KernelError(errno, f"{failed}: {os.strerror(errno)}")
+        raise KernelError(number, f"{failed}: {os.strerror(number)}{_CAUSES.get(number, '')}")
 
 
 class Position:
