@@ -45,7 +45,7 @@ def leaf(number: int) -> Addresses:
         ipv4=LEAVES[slot],
         ipv6=LEAVES6[(1 << 64) + slot],
         hub_ifindex=slot + _FIRST_INDEX,
-        hub_ifname=f"leaf{slot}",
+        hub_ifname=f"leaf{slot:05}",
     )
 
 

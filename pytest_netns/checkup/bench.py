@@ -14,7 +14,8 @@ from typing import Final
 
 from pytest_netns import addressing
 from pytest_netns.gateway import rulesets
-from pytest_netns.gateway.factory import Factory, Wiring
+from pytest_netns.gateway.factory import Factory
+from pytest_netns.gateway.recipes import Wiring
 from pytest_netns.kernel import blame, links, nft, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.probe import RefusedError

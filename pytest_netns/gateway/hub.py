@@ -50,10 +50,11 @@ _OPTIONAL_SYSCTLS: Final = frozenset(
 
 @dataclass
 class Hub:
-    """The hub's descriptors, each usable from any thread and namespace."""
+    """The hub's descriptors, usable from any namespace: ``route`` is the factory's, the rest the main thread's."""
 
     netns: int
     route: NetlinkSocket
+    switch: NetlinkSocket
     filter: NetlinkSocket
     queue: PacketQueue
     dns_udp: socket.socket
@@ -64,6 +65,7 @@ class Hub:
         """Give up the hub: the kernel takes it down, and every leaf's way out with it."""
         parts: list[NetlinkSocket | PacketQueue | socket.socket] = [
             self.route,
+            self.switch,
             self.filter,
             self.queue,
             self.dns_udp,
@@ -97,6 +99,7 @@ def build() -> Hub:
     return Hub(
         netns=os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC),
         route=route,
+        switch=NetlinkSocket(NETLINK_ROUTE),
         filter=packet_filter,
         queue=PacketQueue(rulesets.QUEUE),
         dns_udp=_bound(socket.SOCK_DGRAM, 53),

@@ -21,8 +21,7 @@ def pack(message: Message) -> bytes:
     """Encode a message; ValueError where it would not fit a packet."""
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MAX_BYTES:
-        msg = f"message of {len(data)} bytes is over the limit of {MAX_BYTES}"
-        raise ValueError(msg)
+        raise ValueError(f"message of {len(data)} bytes is over the limit of {MAX_BYTES}")
     return data
 
 
@@ -40,18 +39,19 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
     data, descriptors, flags, _ = socket.recv_fds(connection, MAX_BYTES + 1, MAX_DESCRIPTORS)
     if not data:
         return None, descriptors
-    try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            msg = "message cut short"
-            raise ValueError(msg)
-        message = json.loads(data)
-        if not isinstance(message, dict):
-            msg = "message is no object"
-            raise TypeError(msg)
-    except (ValueError, TypeError) as error:
+    message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else _decode(data)
+    if message is None:
         for descriptor in descriptors:
             os.close(descriptor)
-        raise ValueError(str(error)) from error
+        raise ValueError("a message arrived cut short or was no JSON object")
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     return message, descriptors
+
+
+def _decode(data: bytes) -> Message | None:
+    try:
+        message = json.loads(data)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None

@@ -18,12 +18,13 @@ from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
 from pytest_netns.gateway import protocol, rulesets
 from pytest_netns.gateway.egress import EgressControl
-from pytest_netns.gateway.factory import Factory, Leaf, Wiring, loopback_routes
+from pytest_netns.gateway.factory import Factory, Leaf
 from pytest_netns.gateway.flows import FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.protocol import Message
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.reaper import reap
+from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.worker import LiveLeaf, Worker
 from pytest_netns.policy import Egress
@@ -151,13 +152,13 @@ class Gateway:
             raise ValueError(msg)
         worker.name = worker_name
         worker.egress = Egress.OPEN if open_egress else Egress.CLOSED
-        await self._in_hub(self._hub.filter.request, rulesets.peers(worker.number), "let a worker reach its tests")
+        self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
         if not own_leaf:
             return {}, ()
         wiring = worker.own_wiring()
         leaf = await self._in_hub(self._factory.make, next(self._numbers), wiring)
         worker.own = self._register(worker, worker_name, leaf, worker.egress, "(outside of any test)")
-        await self._route_loopback(worker.own, worker.worker_alias)
+        self._route_loopback(worker.own, worker.worker_alias)
         self._prepare(worker)
         return _granted(worker.own)
 
@@ -187,12 +188,11 @@ class Gateway:
     async def _activate(self, worker: Worker, leaf: str) -> Reply:
         """Make a leaf the one that the worker leaf's loopback is continued in."""
         worker.current = worker.tests[leaf]
-        await self._route_loopback(worker.current, worker.test_alias)
+        self._route_loopback(worker.current, worker.test_alias)
         return {}, ()
 
-    async def _route_loopback(self, live: LiveLeaf, alias: tuple[rulesets.Address, rulesets.Address]) -> None:
-        messages = loopback_routes(live.leaf.addresses, alias)
-        await self._in_hub(self._hub.route.request, messages, "route a shared loopback")
+    def _route_loopback(self, live: LiveLeaf, alias: tuple[Address, Address]) -> None:
+        self._hub.switch.request(loopback_routes(live.leaf.addresses, alias), "route a shared loopback")
 
     async def _label(self, worker: Worker, leaf: str, test: str) -> Reply:
         self._named(worker, leaf).test = test

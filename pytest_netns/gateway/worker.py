@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from pytest_netns import addressing
 from pytest_netns.addressing import Loopback
-from pytest_netns.gateway.factory import Address, Leaf, Wiring
+from pytest_netns.gateway.factory import Leaf
+from pytest_netns.gateway.recipes import Address, Wiring
 from pytest_netns.policy import Egress
 
 _HOST = (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)

@@ -1,0 +1,156 @@
+"""The messages that furnish a leaf, encoded once for each kind of leaf.
+
+Leaves differ in their addresses and in the hub's interface alone. So the messages are encoded with
+sentinels in these places, which then take the leaf's own values: encoding anew for each leaf would
+cost several times what the kernel does.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from pytest_netns import addressing
+from pytest_netns.addressing import Addresses
+from pytest_netns.gateway import rulesets
+from pytest_netns.gateway.rulesets import ETH0_INDEX, LO_INDEX
+from pytest_netns.kernel import links
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# The largest that a veth takes. Loopback gets the same, so that a segment fits both when loopback is shared.
+_MTU: Final = 65535
+_BROADCAST: Final = ipaddress.IPv4Address("198.18.255.255")
+_SENTINEL: Final = Addresses(
+    ipv4=ipaddress.IPv4Address("203.0.113.171"),
+    ipv6=ipaddress.IPv6Address("2001:db8:a5a5:5a5a:c3c3:3c3c:9696:6969"),
+    hub_ifindex=0x5AA5_C33C,
+    hub_ifname="leaf#####",
+)
+_SENTINEL_INDEX: Final = struct.pack("=I", _SENTINEL.hub_ifindex)
+
+SYSCTLS: Final = {
+    # What lets loopback addresses cross the veth; see the ruleset.
+    "net/ipv4/conf/eth0/route_localnet": "1",
+    "net/ipv4/conf/eth0/accept_local": "1",
+    "net/ipv4/conf/eth0/rp_filter": "0",
+    "net/ipv4/conf/all/rp_filter": "0",
+    # An ordinary user may serve on port 80 or 53, as root could.
+    "net/ipv4/ip_unprivileged_port_start": "0",
+}
+
+
+def _ping_group_range() -> str:
+    """Return the groups that may ping: all of them, or the one that a user namespace maps."""
+    return "0 2147483647" if os.geteuid() == 0 else f"{os.getegid()} {os.getegid()}"
+
+
+SYSCTLS_BEFORE_LINKS: Final = {"net/ipv4/ping_group_range": _ping_group_range()} | (
+    {"net/ipv6/conf/default/accept_ra": "0", "net/ipv6/conf/default/accept_dad": "0"}
+    if Path("/proc/sys/net/ipv6").exists()
+    else {}
+)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What one leaf is to be connected to: its interface group and the aliases of shared loopback."""
+
+    group: int
+    peer: tuple[Address, Address]
+    alias: tuple[Address, Address]
+    host_resolver: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The encoded messages that furnish one leaf, in the order of their use."""
+
+    veth: bytes
+    hub_side: bytes
+    leaf_side: bytes
+    ruleset: bytes
+
+    def for_leaf(self, own: Addresses) -> Recipe:
+        """Put a leaf's own addresses and interface in the sentinels' places."""
+        index = struct.pack("=I", own.hub_ifindex)
+        veth = self.veth.replace(_SENTINEL_INDEX, index)
+        return replace(
+            self,
+            veth=self.veth.replace(_SENTINEL_INDEX, index).replace(
+                _SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()
+            ),
+            hub_side=_addressed(own, self.hub_side).replace(_SENTINEL_INDEX, index),
+            leaf_side=_addressed(own, self.leaf_side),
+            ruleset=_addressed(own, self.ruleset),
+        )
+
+
+def _addressed(own: Addresses, messages: bytes) -> bytes:
+    filled = messages.replace(_SENTINEL.ipv4.packed, own.ipv4.packed)
+    return filled.replace(_SENTINEL.ipv6.packed, own.ipv6.packed)
+
+
+@functools.cache
+def _loopback_routes(alias: tuple[Address, Address]) -> bytes:
+    index = _SENTINEL.hub_ifindex
+    return links.add_route(index, alias[0], _SENTINEL.ipv4, replace=True) + links.add_route(
+        index, alias[1], _SENTINEL.ipv6, replace=True
+    )
+
+
+def loopback_routes(own: Addresses, alias: tuple[Address, Address]) -> bytes:
+    """Return the messages that lead a shared loopback's aliases to one leaf, in place of any other."""
+    index = struct.pack("=I", own.hub_ifindex)
+    return _addressed(own, _loopback_routes(alias)).replace(_SENTINEL_INDEX, index)
+
+
+def encode(wiring: Wiring, hub_netns: int) -> Recipe:
+    """Encode the messages for leaves with this wiring; ``hub_netns`` is a descriptor of the hub."""
+    return Recipe(
+        veth=links.add_veth(
+            "eth0",
+            ETH0_INDEX,
+            _MTU,
+            peer_name=_SENTINEL.hub_ifname,
+            peer_index=_SENTINEL.hub_ifindex,
+            peer_netns=hub_netns,
+            peer_group=wiring.group,
+        ),
+        hub_side=_hub_side(_SENTINEL),
+        leaf_side=_leaf_side(_SENTINEL),
+        ruleset=rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias),
+    )
+
+
+def _hub_side(addresses: Addresses) -> bytes:
+    index = addresses.hub_ifindex
+    return b"".join(
+        (
+            links.set_up(index),
+            links.add_address(index, addressing.GATEWAY6, addressing.PREFIX6_LENGTH),
+            links.add_route(index, addresses.ipv4),
+            links.add_route(index, addresses.ipv6),
+        )
+    )
+
+
+def _leaf_side(addresses: Addresses) -> bytes:
+    # No prefix route: another leaf is reached by way of the hub or not at all.
+    return b"".join(
+        (
+            links.set_up(LO_INDEX, _MTU),
+            links.set_up(ETH0_INDEX),
+            links.add_address(ETH0_INDEX, addresses.ipv4, addressing.PREFIX_LENGTH, _BROADCAST, prefix_route=False),
+            links.add_address(ETH0_INDEX, addresses.ipv6, addressing.PREFIX6_LENGTH, prefix_route=False),
+            links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
+            links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),
+            # IPv6 takes ::1 from a link only where a route names that link; see the ruleset.
+            links.add_local_route(ETH0_INDEX, ipaddress.ip_network("::1/128")),
+        )
+    )
