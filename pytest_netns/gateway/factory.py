@@ -40,6 +40,7 @@ class Factory:
         """Prepare the thread; it starts with the first job."""
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="factory")
         self._hub: hub.Hub
+        self._sysfs_submounts: tuple[str, ...] = ()
         self._templates: dict[bool, int] = {}
         self._recipes: dict[Wiring, Recipe] = {}
 
@@ -82,6 +83,7 @@ class Factory:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             mounts.prepare_template(None if host_resolver else resolv_conf, hide_resolvers=not host_resolver)
             self._templates[host_resolver] = _open_mount_namespace()
+        self._sysfs_submounts = mounts.sysfs_submounts()
         os.close(before)
 
     def _furnish(self, addresses: Addresses, wiring: Wiring) -> None:
@@ -107,7 +109,7 @@ class Factory:
     def _copy_mounts(self, *, host_resolver: bool) -> int:
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        mounts.fresh_sysfs()
+        mounts.fresh_sysfs(self._sysfs_submounts)
         mnt_fd = _open_mount_namespace()
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         return mnt_fd

@@ -80,9 +80,13 @@ class Hub:
 def write_sysctls(values: dict[str, str], optional: frozenset[str] = frozenset()) -> None:
     """Set kernel parameters of the calling thread's network namespace."""
     for key, value in values.items():
-        path = Path("/proc/sys", key)
+        path = f"/proc/sys/{key}"
         try:
-            path.write_text(value, encoding="ascii")
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # a file object costs four times as much
+            try:
+                os.write(descriptor, value.encode())
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if key not in optional:
                 raise KernelError(error.errno or errno.EIO, f"set {path} to {value!r}: {error.strerror}") from error

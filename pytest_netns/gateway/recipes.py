@@ -82,9 +82,7 @@ class Recipe:
         veth = self.veth.replace(_SENTINEL_INDEX, index)
         return replace(
             self,
-            veth=self.veth.replace(_SENTINEL_INDEX, index).replace(
-                _SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()
-            ),
+            veth=veth.replace(_SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()),
             hub_side=_addressed(own, self.hub_side).replace(_SENTINEL_INDEX, index),
             leaf_side=_addressed(own, self.leaf_side),
             ruleset=_addressed(own, self.ruleset),

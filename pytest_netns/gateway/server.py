@@ -199,11 +199,13 @@ class Gateway:
         return {}, ()
 
     async def _release(self, worker: Worker, leaf: str) -> Reply:
-        await self._drop(worker, worker.tests[leaf])
+        await self._drop(worker, self._named(worker, leaf))
         return {}, ()
 
     async def _drop(self, worker: Worker, live: LiveLeaf) -> None:
         worker.tests.pop(live.name, None)
+        if worker.own is live:
+            worker.own = None
         if worker.current is live:
             worker.current = None
         self._publisher.close(live.name)
