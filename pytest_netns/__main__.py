@@ -22,10 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     report = doctor.examine()
     if options.json:
-        print(json.dumps(report.as_dict(), indent=2))  # noqa: T201 - this is a command
+        text = json.dumps(report.as_dict(), indent=2)
     else:
-        print("\n".join(render(report, colour=_wants_colour(sys.stdout))))  # noqa: T201
+        text = "\n".join(render(report, colour=_wants_colour(sys.stdout)))
+    _print(text)
     return 0 if report.ok else 1
+
+
+def _print(text: str) -> None:
+    """Write to standard output; a reader that has seen enough, as head(1) has, is no error."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def _parser() -> argparse.ArgumentParser:

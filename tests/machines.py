@@ -12,7 +12,9 @@ import errno
 import os
 import platform
 import struct
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -24,6 +26,8 @@ _libc.syscall.restype = ctypes.c_long
 
 #: System call number, errno, and tests of arguments: index, BPF operation, operand.
 Conditions: TypeAlias = list[tuple[int, int, list[tuple[int, int, int]]]]
+
+DOCTOR = [sys.executable, "-m", "pytest_netns", "doctor"]
 
 NUMBERS = {
     "x86_64": {"clone": 56, "mount": 165, "umount2": 166, "unshare": 272, "setns": 308, "socket": 41},
@@ -98,6 +102,12 @@ def docker_capabilities() -> None:
         syscalls.prctl(PR_CAPBSET_DROP, number)
 
 
+def docker_grants() -> None:
+    """Keep the capabilities that root has in a container of Docker with the two that are asked for."""
+    for number in set(range(LAST_CAPABILITY + 1)) - {*DOCKER_CAPABILITIES, 12, 21}:
+        syscalls.prctl(PR_CAPBSET_DROP, number)
+
+
 def no_net_admin() -> None:
     """Take CAP_NET_ADMIN from root."""
     syscalls.prctl(PR_CAPBSET_DROP, 12)
@@ -165,6 +175,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "podman-seccomp": podman_seccomp,
     "no-netfilter": no_netfilter,
     "docker-capabilities": docker_capabilities,
+    "docker-grants": docker_grants,
     "no-net-admin": no_net_admin,
     "landlock": landlock,
     "nested-root": nested_root,
@@ -175,6 +186,20 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "no-net-namespaces": _no_more("max_net_namespaces"),
     "no-mnt-namespaces": _no_more("max_mnt_namespaces"),
 }
+
+
+def on(*scenarios: str, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command, the doctor unless told otherwise, on a machine that lacks something."""
+    player = [sys.executable, __file__, *scenarios, "--"]
+    return ran([*player, *(command or [*DOCTOR, "--json"])])
+
+
+def ran(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that finds the package which is tested, installed or not, and has temporary files of its own."""
+    where = str(Path(syscalls.__file__).parents[2])
+    with tempfile.TemporaryDirectory() as directory:  # root of a user namespace would share root's otherwise
+        environment = os.environ | {"PYTHONPATH": where, "TMPDIR": directory} | variables
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ class Remedy(NamedTuple):
 
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 _RULES: Final = frozenset({names.LEAF_RULES, names.HUB_RULES, names.QUEUE})
-_NAMESPACE_LIMITS: Final = {names.USER: "max_user_namespaces", names.NETWORK: "max_net_namespaces"}
+_LIMITS: Final = {
+    names.USER: ("user.max_user_namespaces",),
+    names.NETWORK: ("user.max_net_namespaces",),
+    names.MOUNT: ("user.max_mnt_namespaces",),
+    names.WHOLE: ("user.max_net_namespaces", "user.max_mnt_namespaces"),
+}
 _LIMIT: Final = 65536
 #: Kernel module of each part of a ruleset; a part that has none here is called nft_<part>.
 _MODULES: Final = {
@@ -37,8 +42,10 @@ _MODULES: Final = {
 
 def find(outcome: Outcome, machine: Machine) -> Remedy:
     """Return the remedy for one check that failed."""
-    if outcome.errno == errno.ENOSPC and outcome.name != names.RUN_DIRECTORY:
-        return _limit(outcome, machine)
+    if outcome.name == names.LIMITS and outcome.subject:
+        return _limit((outcome.subject,), machine)
+    if outcome.name in _LIMITS and outcome.errno == errno.ENOSPC:
+        return _limit(_LIMITS[outcome.name], machine)
     specific = _SPECIFIC.get(outcome.name)
     remedy = specific(outcome, machine) if specific else None
     if remedy is None and outcome.errno in _REFUSED:
@@ -48,12 +55,10 @@ def find(outcome: Outcome, machine: Machine) -> Remedy:
     return remedy or _unknown(machine)
 
 
-def _limit(outcome: Outcome, machine: Machine) -> Remedy:
-    name = outcome.subject if outcome.name == names.LIMITS else ""
-    name = name or f"user.{_NAMESPACE_LIMITS.get(outcome.name, 'max_mnt_namespaces')}"
+def _limit(limits: tuple[str, ...], machine: Machine) -> Remedy:
     where = "on the host of the container: " if machine.container else ""
-    cause = f"{name} is used up or 0; dead namespaces count until the kernel has cleared them"
-    return Remedy(cause, f"{where}sudo sysctl -w {name}={_LIMIT}")
+    cause = f"{' or '.join(limits)} is low or used up; dead namespaces count until the kernel has cleared them"
+    return Remedy(cause, f"{where}sudo sysctl -w {' '.join(f'{name}={_LIMIT}' for name in limits)}")
 
 
 def _platform(_outcome: Outcome, machine: Machine) -> Remedy:
@@ -74,7 +79,7 @@ def _pip(machine: Machine) -> str:
 
 
 def _run_directory(_outcome: Outcome, _machine: Machine) -> Remedy:
-    cause = "the directory for temporary files is read-only, full, too long for a socket or keeps nothing private"
+    cause = "the directory for temporary files is read-only or full, or somebody else's files are in the way"
     return Remedy(cause, "export TMPDIR=/dev/shm")
 
 

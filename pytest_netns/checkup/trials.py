@@ -6,17 +6,19 @@ come back from them. Rulesets, messages and system calls are those of a test run
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
+import secrets
 import shutil
 import signal
 import socket
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.checkup import names
+from pytest_netns.gateway import paths
 from pytest_netns.kernel import mounts, privilege, syscalls
 from pytest_netns.kernel.probe import NotNeededError, RefusedError, Remark, Trial, perform
 
@@ -75,19 +77,22 @@ def packages() -> str:
 
 
 def run_directory() -> str:
-    """Make a private directory beside where the gateway's will be, lock in it and listen in it."""
+    """Make a run directory as the gateway's are, lock in it and listen in it."""
     from filelock import FileLock  # noqa: PLC0415
 
-    path = Path(tempfile.mkdtemp(prefix="pytest-netns-"))
+    path = paths.run_directory(f"doctor-{secrets.token_hex(4)}")
     try:
-        status = path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise OSError(errno.EPERM, f"{path.parent} does not keep a directory private")
-        with FileLock(path / "lock", timeout=1), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(str(path / "gateway"))
+        with (
+            FileLock(path / paths.LOCK_NAME, timeout=1),
+            paths.short_path(path / paths.SOCKET_NAME) as address,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        ):
+            listener.bind(address)
     finally:
         shutil.rmtree(path, ignore_errors=True)
-    return f"{path.parent} keeps a directory private"
+        with contextlib.suppress(OSError):  # in use by a run
+            path.parent.rmdir()
+    return f"{path.parent} is private, takes a lock and a socket"
 
 
 def limits() -> str:
@@ -99,8 +104,9 @@ def limits() -> str:
         if value == 0:
             raise RefusedError(name, OSError(errno.ENOSPC, "is 0"))
     text = ", ".join(f"{name} is {value}" for name, value in found.items())
-    if min(found.values()) < _LIMIT_LOW:
-        raise Remark(f"{text}; a run with many workers may need {_LIMIT_LOW}")
+    lowest = min(found, key=lambda name: found[name])
+    if found[lowest] < _LIMIT_LOW:
+        raise Remark(f"{text}; a run with many workers may need {_LIMIT_LOW}", lowest)
     return text
 
 

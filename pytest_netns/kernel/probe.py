@@ -56,6 +56,11 @@ class NotNeededError(Exception):
 class Remark(Exception):  # noqa: N818 - it is no error
     """The trial went well, and there is something that its user should know."""
 
+    def __init__(self, text: str, subject: str = "") -> None:
+        """Say it, and name the part that it is about, if there are several."""
+        super().__init__(text)
+        self.subject = subject
+
 
 class RefusedError(Exception):
     """One part of a trial was refused; tells which."""
@@ -141,14 +146,18 @@ def _make(trial: Trial) -> Outcome:
     except NotNeededError as reason:
         return Outcome(trial.name, SKIPPED, str(reason))
     except Remark as remark:
-        return Outcome(trial.name, WARN, str(remark))
+        return Outcome(trial.name, WARN, str(remark), subject=remark.subject)
     except RefusedError as refusal:
-        error = refusal.error
-        return Outcome(trial.name, FAIL, f"{refusal.subject}: {error.strerror}", error.errno or 0, refusal.subject)
+        seen = f"{refusal.subject}: {_words(refusal.error)}"
+        return Outcome(trial.name, FAIL, seen, refusal.error.errno or 0, refusal.subject)
     except OSError as error:
-        return Outcome(trial.name, FAIL, error.strerror or str(error), error.errno or 0)
+        return Outcome(trial.name, FAIL, _words(error), error.errno or 0)
     except Exception as error:  # noqa: BLE001 - whatever it is, it belongs in the table
         return Outcome(trial.name, FAIL, f"{type(error).__name__}: {error}")
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)  # Python's own, such as a timeout of a socket, have no number
 
 
 def _report(outcome: Outcome) -> None:
