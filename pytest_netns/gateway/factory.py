@@ -39,6 +39,8 @@ class Factory:
     def __init__(self) -> None:
         """Prepare the thread; it starts with the first job."""
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="factory")
+        # Dropping the last reference to a mount namespace waits for the kernel for up to some milliseconds.
+        self._undertaker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="undertaker")
         self._hub: hub.Hub
         self._sysfs_submounts: tuple[str, ...] = ()
         self._templates: dict[bool, int] = {}
@@ -71,9 +73,14 @@ class Factory:
             syscalls.setns(self._hub.netns, syscalls.CLONE_NEWNET)
         return Leaf(addresses, net_fd, mnt_fd)
 
+    def drop(self, leaf: Leaf) -> None:
+        """Give a leaf up, off everybody's path."""
+        self._undertaker.submit(leaf.close)
+
     def stop(self) -> None:
-        """End the thread after the jobs that were asked for."""
+        """End the threads after the jobs that were asked for."""
         self._executor.shutdown(wait=True)
+        self._undertaker.shutdown(wait=True)
 
     def _make_templates(self, resolv_conf: str) -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)  # the host's own could not be entered again by an ordinary user

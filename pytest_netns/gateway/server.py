@@ -213,7 +213,7 @@ class Gateway:
         for key in (live.leaf.addresses.hub_ifindex, live.address):
             self._by_key.pop(key, None)
         self._log.forget(live.name)
-        self._factory.submit(live.leaf.close)
+        self._factory.drop(live.leaf)
 
     async def _flows(self, worker: Worker, leaf: str) -> Reply:
         self._named(worker, leaf)

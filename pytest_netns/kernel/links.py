@@ -40,6 +40,7 @@ def add_veth(
     name: str, index: int, mtu: int, *, peer_name: str, peer_index: int, peer_netns: int, peer_group: int
 ) -> bytes:
     """Create a veth pair: one end here, its peer in the namespace of the descriptor ``peer_netns``."""
+    queues = [("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1)]  # else one for each processor, which takes time
     peer: dict[str, Any] = {
         "index": peer_index,
         "attrs": [
@@ -47,10 +48,11 @@ def add_veth(
             ("IFLA_MTU", mtu),
             ("IFLA_GROUP", peer_group),
             ("IFLA_NET_NS_FD", peer_netns),
+            *queues,
         ],
     }
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
-    attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
+    attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info), *queues]
     return encode(ifinfmsg(), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {"index": index}, attributes)
 
 
