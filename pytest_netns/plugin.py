@@ -133,7 +133,8 @@ def pytest_make_collect_report(
     settings = collector.config.stash[_SETTINGS]
     problems: dict[str, None] = {}
     for node in report.result or ():
-        if isinstance(node, pytest.Item):
+        if isinstance(node, (pytest.Item, pytest.Class)):
+            getattr(node, "obj", None)  # a class knows its markers from then on
             try:
                 settings.for_item(marks_of(node))
             except SettingsError as error:

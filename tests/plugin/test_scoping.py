@@ -113,10 +113,11 @@ def setup_module(): note("package setup_module")
 def teardown_module(): note("package teardown_module")
 """
 
+WHEN = ("up", "finalizer", "down")
 IN_BASE = [
-    *[f"{scope}_fixture {when}" for scope in ("class", "module", "package", "session") for when in ("up", "finalizer", "down")],
-    *[f"late_fixture {when}" for when in ("up", "finalizer", "down")],
-    *[f"parametrized-{letter} {when}" for letter in "ab" for when in ("up", "finalizer", "down")],
+    *[f"{scope}_fixture {when}" for scope in ("class", "module", "package", "session") for when in WHEN],
+    *[f"late_fixture {when}" for when in WHEN],
+    *[f"parametrized-{letter} {when}" for letter in "ab" for when in WHEN],
     *["setup_module", "teardown_module", "setup_class", "teardown_class", "setUpClass", "tearDownClass"],
     *["package setup_module", "package teardown_module", "autouse_module up", "autouse_module down"],
     *["failing_session", "failing_session finalizer", "import"],
@@ -149,7 +150,7 @@ class TestFunctionScope:
     def test_each_thing_runs_where_it_belongs(
         self, pytester: pytest.Pytester, run: Run, places: Places, workers: tuple[str, ...]
     ) -> None:
-        """Tests and function fixtures run in the test's leaf; broader fixtures, imports and collection in the worker's."""
+        """Tests and function fixtures run in the test's leaf; broader ones, imports and collection in the worker's."""
         write(pytester)
         result = run("--netns", "--doctest-modules", *workers, "pkg/documented.py", "pkg/test_suite.py")
         result.assert_outcomes(passed=8, errors=1)
@@ -199,9 +200,9 @@ class TestBroaderScopes:
         leaf, base = found["test_all"], found["session_fixture up"]
         assert leaf != base
         for what in ("function", "class", "module"):
-            assert {found[f"{what}_fixture {when}"] for when in ("up", "down", "finalizer")} == {leaf}
+            assert {found[f"{what}_fixture {when}"] for when in WHEN} == {leaf}
         for what in ("package", "session"):
-            assert {found[f"{what}_fixture {when}"] for when in ("up", "down", "finalizer")} == {base}
+            assert {found[f"{what}_fixture {when}"] for when in WHEN} == {base}
         assert {found[what] for what in ("setup_module", "teardown_module", "setUpClass", "xunit test")} == {leaf}
         assert {found[f"package {when}_module"] for when in ("setup", "teardown")} == {base}
         assert found["a"] == found["b"]
@@ -272,7 +273,7 @@ class TestInterruptions:
     def test_fixtures_are_torn_down_where_they_were_set_up(
         self, pytester: pytest.Pytester, run: Run, places: Places, how: str, scope: str
     ) -> None:
-        """With Ctrl-C, ``pytest.exit`` and ``-x``, what remains is torn down at the end of the run, in its own place."""
+        """With Ctrl-C, ``pytest.exit`` and ``-x``, what remains is torn down at the end, in its own place."""
         pytester.makeconftest(FIXTURES)
         pytester.makepyfile(
             f"""
@@ -289,7 +290,7 @@ class TestInterruptions:
         assert "test_2" not in found
         leaf, base = found["test_1"], found["session_fixture up"]
         assert leaf != base
-        assert {found[f"session_fixture {when}"] for when in ("up", "finalizer", "down")} == {base}
-        assert {found[f"function_fixture {when}"] for when in ("up", "finalizer", "down")} == {leaf}
+        assert {found[f"session_fixture {when}"] for when in WHEN} == {base}
+        assert {found[f"function_fixture {when}"] for when in WHEN} == {leaf}
         expected = leaf if scope == "module" else base
-        assert {found[f"module_fixture {when}"] for when in ("up", "finalizer", "down")} == {expected}
+        assert {found[f"module_fixture {when}"] for when in WHEN} == {expected}
