@@ -31,6 +31,13 @@ class KernelError(NetnsError, OSError):
         super().__init__(errno, what)
 
 
+def describe(error: BaseException) -> str:
+    """Return an error's text without the number that ``OSError`` puts before it."""
+    if isinstance(error, KernelError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
 class UnsupportedError(NetnsError):
     """This machine lacks something that isolation needs; the text names it and the remedy."""
 

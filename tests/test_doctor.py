@@ -86,7 +86,6 @@ class TestThisMachine:
         result = machines.ran([sys.executable, "-c", textwrap.dedent(code)])
         assert result.returncode == 0, result.stdout + result.stderr
 
-    @pytest.mark.xfail(reason="the factory asks for all groups to ping where just one is mapped")
     def test_works_as_root_of_a_user_namespace(self) -> None:
         """Root of a rootless container, or of ``unshare --map-root-user``, is as good as any."""
         result = machines.on("nested-root", command=DOCTOR)

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from pytest_netns.errors import NetnsError
+from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway.paths import SOCKET_NAME, short_path
 from pytest_netns.gateway.server import Gateway
 
@@ -21,7 +21,7 @@ async def _run(directory: Path, ready: int) -> None:
     try:
         await gateway.start()
     except (NetnsError, OSError) as error:
-        report = {"error": str(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
+        report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
         os.write(ready, json.dumps(report).encode())
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

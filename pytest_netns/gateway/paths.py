@@ -15,6 +15,7 @@ from pytest_netns.errors import GatewayError
 SOCKET_NAME: Final = "gateway.sock"
 LOCK_NAME: Final = "lock"
 LOG_NAME: Final = "gateway.log"
+_ATTEMPTS: Final = 100
 
 
 def run_directory(run_id: str) -> Path:
@@ -25,17 +26,28 @@ def run_directory(run_id: str) -> Path:
     """
     parent = Path(tempfile.gettempdir(), f"pytest-netns-{os.geteuid()}")
     directory = parent / run_id
-    for path in (parent, directory):
+    for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        status = path.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            msg = (
-                f"{path} is not a directory of your own with mode 0700, so somebody else could take the place of "
-                f"the gateway. Remove it, or set TMPDIR to a directory of your own."
-            )
-            raise GatewayError(msg)
-    return directory
+            parent.mkdir(mode=0o700)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:  # another run's gateway has just taken the empty parent away
+            continue
+        for path in (parent, directory):
+            _check_private(path)
+        return directory
+    raise GatewayError(f"{parent} is removed again and again while this run needs it; set TMPDIR to another directory")
+
+
+def _check_private(path: Path) -> None:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise GatewayError(
+            f"{path} is not a directory of your own with mode 0700, so somebody else could take the place of "
+            f"the gateway. Remove it, or set TMPDIR to a directory of your own."
+        )
 
 
 @contextlib.contextmanager

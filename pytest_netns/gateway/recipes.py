@@ -25,6 +25,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # The largest that a veth takes. Loopback gets the same, so that a segment fits both when loopback is shared.
 _MTU: Final = 65535
+_LAST_GROUP: Final = 2**31 - 1
 _BROADCAST: Final = ipaddress.IPv4Address("198.18.255.255")
 _SENTINEL: Final = Addresses(
     ipv4=ipaddress.IPv4Address("203.0.113.171"),
@@ -46,8 +47,13 @@ SYSCTLS: Final = {
 
 
 def _ping_group_range() -> str:
-    """Return the groups that may ping: all of them, or the one that a user namespace maps."""
-    return "0 2147483647" if os.geteuid() == 0 else f"{os.getegid()} {os.getegid()}"
+    """Return the widest range of groups with our own in it that this user namespace maps; they may ping."""
+    own = os.getegid()
+    for line in Path("/proc/self/gid_map").read_text(encoding="ascii").splitlines():
+        first, _, count = map(int, line.split())
+        if first <= own < first + count:
+            return f"{first} {min(first + count - 1, _LAST_GROUP)}"
+    return f"{own} {own}"
 
 
 SYSCTLS_BEFORE_LINKS: Final = {"net/ipv4/ping_group_range": _ping_group_range()} | (

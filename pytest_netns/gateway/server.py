@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_netns import addressing
-from pytest_netns.errors import NetnsError
+from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway import protocol, rulesets
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
@@ -140,7 +140,7 @@ class Gateway:
         except (NetnsError, OSError, KeyError, TypeError, ValueError) as error:
             return {
                 "ok": False,
-                "error": f"{type(error).__name__}: {error}",
+                "error": describe(error),
                 "errno": getattr(error, "errno", None),
             }, ()
         return {"ok": True, **answer}, attached
