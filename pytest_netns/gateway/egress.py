@@ -47,6 +47,15 @@ class EgressControl:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def stop(self) -> None:
+        """Stop reading; what is queued from now on is dropped by the kernel."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._hub.queue)
+        loop.remove_reader(self._hub.dns_udp)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _read_queue(self) -> None:
         for queued in self._hub.queue.read():
             self._judge(queued)

@@ -77,6 +77,7 @@ class Gateway:
         for spare in self._spares.values():
             with contextlib.suppress(NetnsError, OSError):
                 (await spare)[0].close()
+        await self._control.stop()
         self._hub.close()
         self._factory.stop()
 
@@ -102,11 +103,17 @@ class Gateway:
 
     async def _converse(self, connection: socket.socket, worker: Worker) -> None:
         """Answer one client's requests in order, until it has gone or makes no sense."""
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(connection, readable.set)
         try:
             with contextlib.suppress(OSError, ValueError):
-                while True:
-                    await _readable(connection)
-                    request, descriptors = protocol.receive(connection)
+                while await readable.wait():
+                    readable.clear()
+                    try:
+                        request, descriptors = protocol.receive(connection)
+                    except BlockingIOError:  # told twice of one message
+                        continue
                     for descriptor in descriptors:  # no request carries any
                         os.close(descriptor)
                     if request is None:
@@ -114,6 +121,7 @@ class Gateway:
                     answer, attached = await self._answer(worker, request)
                     protocol.send(connection, answer, attached)
         finally:
+            loop.remove_reader(connection)
             connection.close()
             await self._bury(worker)
             del self._workers[connection]
@@ -266,18 +274,3 @@ def _granted(live: LiveLeaf) -> Reply:
         "gateway_ipv6": str(addressing.GATEWAY6),
     }
     return answer, (live.leaf.net_fd, live.leaf.mnt_fd)
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def set_ready() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(connection, set_ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field
 
@@ -48,7 +49,7 @@ class Worker:
     current: LiveLeaf | None = None
     made: int = 0
 
-    @property
+    @functools.cached_property
     def loopback(self) -> Loopback:
         """The aliases of this worker's shared loopback."""
         return addressing.loopback(self.number)
@@ -69,12 +70,12 @@ class Worker:
         _, group = addressing.groups(self.number)
         return Wiring(group, peer=self.worker_alias if self.own else _HOST, alias=self.test_alias)
 
-    @property
+    @functools.cached_property
     def worker_alias(self) -> tuple[Address, Address]:
         """The addresses by which tests reach the worker leaf's loopback."""
         return (self.loopback.worker, self.loopback.worker6)
 
-    @property
+    @functools.cached_property
     def test_alias(self) -> tuple[Address, Address]:
         """The addresses by which the worker leaf reaches the current test's loopback."""
         return (self.loopback.test, self.loopback.test6)
