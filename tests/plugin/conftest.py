@@ -30,7 +30,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capable: Non
     pytester.makepyfile(notes=NOTES)
 
     def running(*arguments: str) -> pytest.RunResult:
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", *arguments)
+        others = [word for name in ("cacheprovider", "randomly", "asyncio") for word in ("-p", f"no:{name}")]
+        return pytester.runpytest_subprocess(*others, *arguments)
 
     return running
 
