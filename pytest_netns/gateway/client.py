@@ -92,8 +92,11 @@ class GatewayClient:
         self._ask(op="label", leaf=name, test=test)
 
     def release(self, name: str) -> None:
-        """Give a leaf up: its connections are cut, its published ports closed."""
-        self._ask(op="release", leaf=name)
+        """Give a leaf up: its connections are cut, its published ports closed. Does not wait for that."""
+        try:
+            protocol.send(self._connection, {"op": "release", "leaf": name})
+        except OSError as error:
+            raise GatewayError(f"lost the gateway at 'release': {error}") from error
 
     def flows(self, name: str) -> list[Flow]:
         """Return what was tried from a leaf that is alive, oldest first."""

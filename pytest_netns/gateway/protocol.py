@@ -2,6 +2,7 @@
 
 Over a Unix socket of type SOCK_SEQPACKET, so that a message arrives whole or not at all.
 A request is ``{"op": name, ...}``; its answer is ``{"ok": true, ...}`` or ``{"ok": false, "error": text}``.
+Giving up a leaf, ``release``, is the one request that has no answer.
 """
 
 from __future__ import annotations

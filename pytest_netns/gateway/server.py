@@ -118,6 +118,9 @@ class Gateway:
                         os.close(descriptor)
                     if request is None:
                         break
+                    if request.get("op") == "release":  # nobody waits for it
+                        await self._release(worker, str(request.get("leaf")))
+                        continue
                     answer, attached = await self._answer(worker, request)
                     protocol.send(connection, answer, attached)
         finally:
@@ -206,9 +209,10 @@ class Gateway:
         self._named(worker, leaf).test = test
         return {}, ()
 
-    async def _release(self, worker: Worker, leaf: str) -> Reply:
-        await self._drop(worker, self._named(worker, leaf))
-        return {}, ()
+    async def _release(self, worker: Worker, leaf: str) -> None:
+        live = next((live for live in worker.leaves if live.name == leaf), None)
+        if live is not None:
+            await self._drop(worker, live)
 
     async def _drop(self, worker: Worker, live: LiveLeaf) -> None:
         worker.tests.pop(live.name, None)
@@ -256,7 +260,6 @@ _OPERATIONS: Final[dict[str, Callable[..., Awaitable[Reply]]]] = {
     "lease": Gateway._lease,  # noqa: SLF001
     "activate": Gateway._activate,  # noqa: SLF001
     "label": Gateway._label,  # noqa: SLF001
-    "release": Gateway._release,  # noqa: SLF001
     "flows": Gateway._flows,  # noqa: SLF001
     "blocked": Gateway._blocked,  # noqa: SLF001
     "publish": Gateway._publish,  # noqa: SLF001
