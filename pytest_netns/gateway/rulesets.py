@@ -150,28 +150,31 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     """
     loopback = ipaddress.ip_address("127.0.0.1" if own.version == 4 else "::1")
     gateway = addressing.GATEWAY if own.version == 4 else addressing.GATEWAY6
-    icmp = _ICMP if own.version == 4 else _ICMPV6
-    back = [*nft.iif(ETH0_INDEX), *_source(peer), *_destination(own)]
+    icmp = nft.l4proto(_ICMP if own.version == 4 else _ICMPV6)
+    inside, outside = nft.iif(LO_INDEX), nft.iif(ETH0_INDEX)
+    here = [*inside, *_source(loopback), *_destination(loopback)]
+    away = [*nft.rewrite_address(own.packed, destination=False), *nft.rewrite_address(peer.packed, destination=True)]
+    back = [*outside, *_source(peer), *_destination(own)]
     home = [
         *nft.rewrite_address(loopback.packed, destination=False),
         *nft.rewrite_address(loopback.packed, destination=True),
     ]
-    out = [*nft.rewrite_address(own.packed, destination=False), *nft.rewrite_address(peer.packed, destination=True)]
-    unclaimed = [*nft.iif(LO_INDEX), *_source(loopback), *_destination(loopback)]
-    share: list[Rule] = []
-    for protocol in (_TCP, _UDP):
-        share += [
-            [*back, *nft.l4proto(protocol), *home, ACCEPT],
-            [*unclaimed, *nft.l4proto(protocol), *nft.has_socket(), ACCEPT],
-            [*unclaimed, *nft.l4proto(protocol), *out, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
-        ]
-    share.append([*back, *nft.l4proto(icmp), *nft.rewrite_icmp_inner(loopback.packed, loopback.packed), *home, ACCEPT])
-    redirect: list[Rule] = [[*nft.iif(ETH0_INDEX), *_destination(alias), *nft.nat(loopback.packed, destination=True)]]
-    for protocol in (_TCP, _UDP):  # a service that is bound to loopback alone answers at the leaf's address too
-        here = [*nft.iif(ETH0_INDEX), *_destination(own), *nft.l4proto(protocol)]
-        redirect += [[*here, *nft.has_socket(), ACCEPT], [*here, *nft.nat(loopback.packed, destination=True)]]
-    disguise = [
-        [*nft.iif(ETH0_INDEX), *nft.ct_original_destination(alias.packed), *nft.nat(loopback.packed, destination=False)]
+    to_loopback = nft.nat(loopback.packed, destination=True)
+    share: list[Rule] = [
+        [*inside, *icmp, ACCEPT],
+        [*here, *nft.has_socket(), ACCEPT],
+        [*here, *away, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
+        [*back, *icmp, *nft.rewrite_icmp_inner(loopback.packed, loopback.packed)],
+        [*back, *home, ACCEPT],
+    ]
+    redirect: list[Rule] = [
+        [*outside, *_destination(alias), *to_loopback],
+        # A service that is bound to loopback alone answers at the leaf's address too.
+        [*outside, *_destination(own), *nft.has_socket(), ACCEPT],
+        [*outside, *_destination(own), *to_loopback],
+    ]
+    disguise: list[Rule] = [
+        [*outside, *nft.ct_original_destination(alias.packed), *nft.nat(loopback.packed, destination=False)]
     ]
     chains = [
         Chain("share", nft.PREROUTING, _PRIORITY_RAW, share),
