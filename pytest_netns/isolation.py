@@ -3,84 +3,26 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_netns import report
+from pytest_netns.detours import Detour
 from pytest_netns.errors import NetnsError
-from pytest_netns.settings import MARKER, OPT_OUT, ItemSettings, Mark, Mode, Scope, SettingsError
+from pytest_netns.markers import marks_of
+from pytest_netns.settings import ItemSettings, Mode, Scope, SettingsError
 
 if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
-    from pytest_netns.scoping import Leaf, Place
+    from pytest_netns.scoping import Leaf
     from pytest_netns.session import Session
 
-__all__ = ["ISOLATION", "Isolation", "marks_of", "parametrizes"]
+__all__ = ["ISOLATION", "Isolation"]
 
 ISOLATION = pytest.StashKey["Isolation"]()
 RECORD = pytest.StashKey[report.Record]()
-
-
-def marks_of(node: pytest.Item | pytest.Collector) -> Iterator[Mark]:
-    """Yield the node's ``netns`` and ``no_netns`` markers, closest first."""
-    for place, mark in node.iter_markers_with_node():
-        if mark.name in (MARKER, OPT_OUT):
-            yield Mark(mark.name, mark.args, mark.kwargs, place.nodeid)
-
-
-def parametrizes(node: pytest.Item | pytest.Collector, name: str) -> bool:
-    """Tell whether a ``parametrize`` marker sets this argument already."""
-    marks = list(node.iter_markers("parametrize"))
-    given = [mark.args[0] if mark.args else mark.kwargs.get("argnames", ()) for mark in marks]
-    return any(name in (_names(names) if isinstance(names, str) else names) for names in given)
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
-
-
-def _sparing_threads(leaf: Leaf, back: Callable[[], None]) -> Callable[[], None]:
-    """Return ``back``, which then takes what was started until that moment for none of the leaf's business."""
-    from pytest_netns.leases import new_threads  # noqa: PLC0415
-
-    known = set(threading.enumerate())
-
-    def returning() -> None:
-        leaf.threads |= new_threads(known)
-        back()
-
-    return returning
-
-
-class Detour:
-    """A stretch of code that runs in another place, once at set-up and once more at tear-down."""
-
-    def __init__(self, isolation: Isolation, leaf: Leaf | None) -> None:
-        """Aim for the leaf, or for the base."""
-        self._isolation = isolation
-        self._leaf = leaf
-        self._back: Callable[[], None] | None = None
-        if leaf is not None:
-            leaf.tenants += 1
-
-    def begin(self) -> None:
-        """Go there."""
-        self._back = self._isolation.visit(self._leaf.place if self._leaf is not None else None)
-
-    def end(self) -> None:
-        """Come back; where it was never begun, do nothing."""
-        back, self._back = self._back, None
-        if back is not None:
-            back()
-
-    def finish(self) -> None:
-        """Come back for the last time."""
-        if self._leaf is not None:
-            self._leaf.tenants -= 1
-        self.end()
 
 
 class Isolation:
@@ -133,7 +75,7 @@ class Isolation:
         scope = Scope[request.scope.upper()]
         if scope is Scope.FUNCTION:
             return (yield)
-        detour = self._detour(scope, request.node)
+        detour = Detour(self, scope, request.node)
         fixturedef.addfinalizer(detour.finish)
         detour.begin()
         try:
@@ -194,16 +136,6 @@ class Isolation:
         except SettingsError as error:
             pytest.fail(str(error), pytrace=False)
 
-    def visit(self, place: Place | None) -> Callable[[], None]:
-        """Go to a place, None being the base, and return what leads back."""
-        stay, leaf = self.session.stay, self.leaf
-        if stay is None:
-            return lambda: None
-        back = stay.traveller.visit(place or stay.traveller.base)
-        if leaf is None or place is leaf.place:
-            return back
-        return _sparing_threads(leaf, back)
-
     def _enter(self, item: pytest.Item) -> None:
         settings = self.settings_of(item)
         self._release(item, item)
@@ -222,7 +154,7 @@ class Isolation:
         A package's ``setup_module`` is run when its first test is set up, and what was registered with
         a collector when the last one is torn down, after the test's own finalizers.
         """
-        vars(item)["teardown"] = functools.partial(self._teardown, type(item).teardown.__get__(item))
+        vars(item)["teardown"] = functools.partial(self._teardown, item.teardown)
         package = item.getparent(pytest.Package)
         while package is not None:
             vars(package).setdefault("setup", functools.partial(self._setup, package, package.setup))
@@ -233,15 +165,12 @@ class Isolation:
         try:
             original()
         finally:
-            self._go_to_base()
-
-    def _go_to_base(self) -> None:
-        if self.session.stay is not None:
-            self.session.stay.go_to_base()
+            if self.session.stay is not None:
+                self.session.stay.go_to_base()
 
     def _setup(self, package: pytest.Package, original: Callable[[], None]) -> None:
         __tracebackhide__ = True
-        detour = self._detour(Scope.PACKAGE, package)
+        detour = Detour(self, Scope.PACKAGE, package)
         package.addfinalizer(detour.finish)
         detour.begin()
         try:
@@ -249,12 +178,6 @@ class Isolation:
         finally:
             detour.end()
             package.addfinalizer(detour.begin)
-
-    def _detour(self, scope: Scope, node: pytest.Item | pytest.Collector) -> Detour:
-        leaf = self.leaf
-        if leaf is not None and (scope > leaf.scope or leaf.node not in node.listchain()):
-            leaf = None
-        return Detour(self, leaf)
 
     def _describe(self, record: report.Record) -> list[str]:
         client = self.session.client
@@ -265,12 +188,13 @@ class Isolation:
 
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None, *, failed: bool) -> None:
         vars(item).pop("teardown", None)
-        self._go_to_base()
-        record, leaf = item.stash.get(RECORD, None), self.leaf
-        if record is None or leaf is None:
+        stay, record = self.session.stay, item.stash.get(RECORD, None)
+        if stay is None:
             return
+        if stay.traveller.place is not stay.traveller.base:  # the test has not got as far as its own tear-down
+            stay.go_to_base()
         self.leaf = None
-        if failed:
+        if failed and record is not None:
             record.lines = self._describe(record)
         try:
             self._release(item, nextitem)

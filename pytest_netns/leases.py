@@ -7,11 +7,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
+from pytest_netns.detours import new_threads
 from pytest_netns.errors import NetnsError
 from pytest_netns.kernel import processes
 from pytest_netns.namespace import Namespace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.kernel.processes import Process
 
-__all__ = ["Leases", "Leftovers", "new_threads"]
+__all__ = ["Leases", "Leftovers"]
 
 _Key = tuple[Scope, "pytest.Item | pytest.Collector"]
 
@@ -123,12 +124,6 @@ def _helpers() -> tuple[set[int], set[int]]:
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
     server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     return {getattr(tracker, "_pid", None) or 0}, {getattr(server, "_forkserver_pid", None) or 0}
-
-
-def new_threads(known: Iterable[threading.Thread]) -> set[threading.Thread]:
-    """Return the threads that are running now and were not known; those that Python did not start do not count."""
-    found = set(threading.enumerate()).difference(known)
-    return {thread for thread in found if not isinstance(thread, threading._DummyThread)}  # noqa: SLF001
 
 
 def _left_threads(leaf: Leaf) -> list[threading.Thread]:

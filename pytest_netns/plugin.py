@@ -127,7 +127,7 @@ def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """Make a collection error of a marker that means nothing."""
-    from pytest_netns.isolation import marks_of  # noqa: PLC0415
+    from pytest_netns.markers import marks_of  # noqa: PLC0415
 
     report = yield
     settings = collector.config.stash[_SETTINGS]
@@ -146,7 +146,7 @@ def pytest_make_collect_report(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Let a marker's port reach the fixtures, session-scoped ones included, without a trace in the test's id."""
-    from pytest_netns.isolation import marks_of, parametrizes  # noqa: PLC0415
+    from pytest_netns.markers import marks_of, parametrizes  # noqa: PLC0415
 
     if "netns_port" not in metafunc.fixturenames or parametrizes(metafunc.definition, "netns_port"):
         return

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_netns.gateway.client import LeafGrant
     from pytest_netns.namespace import Namespace
 
-__all__ = ["ENVIRONMENT", "Leaf", "Place", "Traveller", "leaf_node", "outlives"]
+__all__ = ["ENVIRONMENT", "Leaf", "Place", "Traveller", "leaf_node"]
 
 ENVIRONMENT: Final = "PYTEST_NETNS"
 
@@ -103,11 +103,6 @@ def leaf_node(item: pytest.Item, scope: Scope) -> pytest.Item | pytest.Collector
         return item.getparent(pytest.Module) or next(files, item)
     package = item.getparent(pytest.Package) if scope is Scope.PACKAGE else None
     return package or item.session
-
-
-def outlives(leaf: Leaf | None, scope: Scope, node: pytest.Item | pytest.Collector) -> bool:
-    """Tell whether what is set up with this scope, for this node, outlives the leaf, and so has no place in it."""
-    return leaf is None or scope > leaf.scope or leaf.node not in node.listchain()
 
 
 class Traveller:

@@ -14,7 +14,7 @@ LAYERS = (
     {"kernel"},
     {"gateway"},
     {"checkup", "doctor", "namespace", "service", "sysctl", "visit"},
-    {"isolation", "leases", "report", "scoping", "session", "settings"},
+    {"detours", "isolation", "leases", "markers", "report", "scoping", "session", "settings"},
     {"__main__", "fixtures", "plugin"},
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
