@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+NAMES = sorted({path.parent.name for path in EXAMPLES.glob("*/test_*.py")})
 
 
 def pytest_in_parallel(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
