@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_netns.scoping import Leaf
     from pytest_netns.session import Session
 
-__all__ = ["Detour", "new_threads"]
+__all__ = ["Detour"]
 
 
 class Whereabouts(Protocol):
@@ -27,23 +26,6 @@ class Whereabouts(Protocol):
 def outlives(leaf: Leaf, scope: Scope, node: pytest.Item | pytest.Collector) -> bool:
     """Tell whether what is set up with this scope, for this node, outlives the leaf, and so has no place in it."""
     return scope > leaf.scope or leaf.node not in node.listchain()
-
-
-def new_threads(known: Iterable[threading.Thread]) -> set[threading.Thread]:
-    """Return the threads that are running now and were not known; those that Python did not start do not count."""
-    found = set(threading.enumerate()).difference(known)
-    return {thread for thread in found if not isinstance(thread, threading._DummyThread)}  # noqa: SLF001
-
-
-def _sparing_threads(leaf: Leaf, back: Callable[[], None]) -> Callable[[], None]:
-    """Return ``back``, which then takes what was started until that moment for none of the leaf's business."""
-    known = set(threading.enumerate())
-
-    def returning() -> None:
-        leaf.threads |= new_threads(known)
-        back()
-
-    return returning
 
 
 class Detour:
@@ -64,10 +46,7 @@ class Detour:
         if stay is None:
             return
         place = self._leaf.place if self._leaf is not None else stay.traveller.base
-        back, current = stay.traveller.visit(place), self._where.leaf
-        if current is not None and place is not current.place:
-            back = _sparing_threads(current, back)
-        self._back = back
+        self._back = stay.traveller.visit(place)
 
     def end(self) -> None:
         """Come back; where it was never begun, do nothing."""

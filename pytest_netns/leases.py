@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from pytest_netns.detours import new_threads
 from pytest_netns.errors import NetnsError
 from pytest_netns.kernel import processes
 from pytest_netns.namespace import Namespace
@@ -70,7 +69,7 @@ class Leases:
         since = processes.last_pid()
         grant = self._client.lease(test, service_port=port)
         namespace = Namespace(grant, self._client, worker=self._worker)
-        return Leaf(Place.of(grant), namespace, *key, since=since, threads=set(threading.enumerate()))
+        return Leaf(Place.of(grant), namespace, *key, since=since)
 
     def left(self, nextitem: pytest.Item | None) -> Iterator[Leaf]:
         """Yield the leaves that nothing needs any more when ``nextitem`` comes next."""
@@ -127,10 +126,20 @@ def _helpers() -> tuple[set[int], set[int]]:
 
 
 def _left_threads(leaf: Leaf) -> list[threading.Thread]:
-    """Return the threads that were started in the leaf and go on running."""
-    left = new_threads(leaf.threads)
+    """Return the threads that were started in the leaf, and therefore live in it, and go on running."""
+    inode = os.fstat(leaf.place.net_fd).st_ino
+    left = [thread for thread in threading.enumerate() if _net_inode(thread) == inode]
     deadline = time.monotonic() + _PATIENCE
     for thread in left:
-        with contextlib.suppress(RuntimeError):  # not quite started yet
-            thread.join(max(0.0, deadline - time.monotonic()))
+        thread.join(max(0.0, deadline - time.monotonic()))
     return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)
+
+
+def _net_inode(thread: threading.Thread) -> int | None:
+    """Return which network namespace a thread is in; None for the caller's own, and for what Python did not start."""
+    if thread is threading.current_thread() or isinstance(thread, threading._DummyThread):  # noqa: SLF001
+        return None
+    try:
+        return os.stat(f"/proc/self/task/{thread.native_id}/ns/net").st_ino
+    except OSError:  # gone meanwhile, or not quite started yet
+        return None

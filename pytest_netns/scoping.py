@@ -8,9 +8,8 @@ fixtures, packages) goes back to the base for as long as it runs, at set-up and 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -79,7 +78,6 @@ class Leaf:
         scope: how long it lives.
         node: the part of the collection tree that it lives for.
         since: the last process id that was given out before it was made.
-        threads: the threads that are none of its business.
         tenants: how many fixtures that outlive a test have been set up in it, and not yet torn down.
     """
 
@@ -88,7 +86,6 @@ class Leaf:
     scope: Scope
     node: pytest.Item | pytest.Collector
     since: int | None = None
-    threads: set[threading.Thread] = field(default_factory=set)
     tenants: int = 0
 
 
