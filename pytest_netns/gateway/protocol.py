@@ -53,6 +53,6 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
 def _decode(data: bytes) -> Message | None:
     try:
         message = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for brackets that open without end
         return None
     return message if isinstance(message, dict) else None
