@@ -33,6 +33,7 @@ class Isolation:
         self.session = session
         self.leaf: Leaf | None = None
         self._refusal: BaseException | None = None
+        self._kept: Leaf | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -99,6 +100,17 @@ class Isolation:
             if lines:
                 result.sections.append((report.TITLE, "\n".join(lines)))
         return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_exception_interact(self) -> Generator[None, object, object]:
+        """Debug a failed tear-down, too, in the test's leaf, which ``_leave`` has kept for it."""
+        stay, (leaf, self._kept) = self.session.stay, (self._kept, None)
+        back = stay.traveller.visit(leaf.place) if stay is not None and leaf is not None else None
+        try:
+            return (yield)
+        finally:
+            if back is not None:
+                back()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
@@ -193,9 +205,12 @@ class Isolation:
             return
         if stay.traveller.place is not stay.traveller.base:  # the test has not got as far as its own tear-down
             stay.go_to_base()
-        self.leaf = None
+        leaf, self.leaf = self.leaf, None
         if failed and record is not None:
             record.lines = self._describe(record)
+        if failed and item.config.getoption("usepdb"):
+            self._kept = leaf  # it is given back when the next test is set up
+            return
         try:
             self._release(item, nextitem)
         except NetnsError:

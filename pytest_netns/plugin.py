@@ -180,15 +180,17 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List what was blocked over the run."""
-    from pytest_netns.report import summary  # noqa: PLC0415
+    """List what was blocked over the run, and what tests left running."""
+    from pytest_netns.report import left_running, summary  # noqa: PLC0415
     from pytest_netns.session import SESSION  # noqa: PLC0415
 
     try:
-        lines = summary(config.stash[SESSION].blocked())
+        blocked = summary(config.stash[SESSION].blocked())
     except NetnsError as error:
-        lines = [f"the gateway does not tell what was blocked: {error}"]
-    if lines:
-        terminalreporter.section("netns: blocked attempts to leave")
-        for line in lines:
-            terminalreporter.write_line(line)
+        blocked = [f"the gateway does not tell what was blocked: {error}"]
+    left = left_running(report for reports in terminalreporter.stats.values() for report in reports)
+    for title, lines in (("blocked attempts to leave", blocked), ("processes left running", left)):
+        if lines:
+            terminalreporter.section(f"netns: {title}")
+            for line in lines:
+                terminalreporter.write_line(line)

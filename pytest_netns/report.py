@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from pytest_netns.kernel.processes import Process
     from pytest_netns.namespace import Namespace
 
-__all__ = ["NetnsWarning", "Record", "header", "summary", "warn_of_threads"]
+__all__ = ["NetnsWarning", "Record", "header", "left_running", "summary", "warn_of_threads"]
 
 TITLE: Final = "netns"
 _BLOCKED: Final = "blocked"
+_LEFT: Final = "left running"
 _AT_MOST: Final = 20
 
 
@@ -68,7 +69,7 @@ class Record:
 
     def endings(self) -> list[str]:
         """Return a line for each process that was left and had to be ended."""
-        return [f"left running, ended with {how}: pid {pid}: {command}" for (pid, command), how in self.ended]
+        return [f"{_LEFT}, ended with {how}: pid {pid}: {command}" for (pid, command), how in self.ended]
 
 
 def _attempts(flows: Iterable[Flow]) -> list[str]:
@@ -106,6 +107,16 @@ def summary(blocked: Sequence[BlockedSummary]) -> list[str]:
         first = f", first by {one.first_test}" if one.first_test else ""
         lines.append(f"{one.endpoint}: {one.count} {'time' if one.count == 1 else 'times'}{first}")
     return lines + _more(len(blocked))
+
+
+def left_running(reports: Iterable[object]) -> list[str]:
+    """Return a line for each process that a test left, from the sections of the run's reports."""
+    lines = []
+    for one in reports:
+        if isinstance(one, pytest.TestReport):
+            texts = [text for title, text in one.sections if title == TITLE]
+            lines += [f"{one.nodeid} {line}" for text in texts for line in text.splitlines() if line.startswith(_LEFT)]
+    return lines[:_AT_MOST] + _more(len(lines))
 
 
 def warn_of_threads(item: pytest.Item, leaf: str, threads: Sequence[threading.Thread]) -> None:

@@ -188,6 +188,12 @@ class Session:
             self.client = GatewayClient.connect(run_directory(self.run_id))
         except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
             self.client = GatewayClient.connect(run_directory(self.run_id))
+        except BaseException:
+            directory = run_directory(self.run_id)
+            with contextlib.suppress(OSError):  # not empty: somebody else's gateway is up
+                directory.rmdir()
+                directory.parent.rmdir()
+            raise
         self._cleanup.callback(self.client.close)
         return self.client
 
