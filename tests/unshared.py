@@ -30,20 +30,26 @@ def unshared(test: Callable[P, None]) -> Callable[P, None]:
     """Run the test in a child, in a network and a mount namespace of its own; what it mounts stays there."""
 
     @functools.wraps(test)
-    def in_child(*args: P.args, **kwargs: P.kwargs) -> None:
+    def isolated(*args: P.args, **kwargs: P.kwargs) -> None:
         __tracebackhide__ = True
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as report:
-            status = _forked(lambda: test(*args, **kwargs), report)
-            report.seek(0)
-            if status == _SKIPPED and "CI" not in os.environ:
-                pytest.skip(report.read())
-            elif status != _PASSED:
-                pytest.fail(report.read() or f"the child ended with status {status}", pytrace=False)
+        in_child(lambda: test(*args, **kwargs), isolate)
 
-    return in_child
+    return isolated
 
 
-def _forked(test: Callable[[], None], report: IO[str]) -> int:
+def in_child(test: Callable[[], None], prepare: Callable[[], None]) -> None:
+    """Run the test in a child; where its preparation fails for want of rights, skip it, or fail in CI."""
+    __tracebackhide__ = True
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as report:
+        status = _forked(test, prepare, report)
+        report.seek(0)
+        if status == _SKIPPED and "CI" not in os.environ:
+            pytest.skip(report.read())
+        elif status != _PASSED:
+            pytest.fail(report.read() or f"the child ended with status {status}", pytrace=False)
+
+
+def _forked(test: Callable[[], None], prepare: Callable[[], None], report: IO[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # The child starts no thread before it is on its own.
         child = os.fork()
@@ -51,7 +57,7 @@ def _forked(test: Callable[[], None], report: IO[str]) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = _FAILED
     try:
-        status = _isolate(report)
+        status = _prepared(prepare, report)
         if status == _PASSED:
             test()
     except BaseException:  # noqa: BLE001 - whatever it is, the parent tells it
@@ -62,12 +68,17 @@ def _forked(test: Callable[[], None], report: IO[str]) -> int:
         os._exit(status)
 
 
-def _isolate(report: IO[str]) -> int:
+def isolate() -> None:
+    """Move the process to namespaces of its own, in which it has no effective capability."""
+    if not privilege.is_entered():
+        privilege.enter_user_namespace()
+    privilege.disinherit()
+    fresh()
+
+
+def _prepared(prepare: Callable[[], None], report: IO[str]) -> int:
     try:
-        if not privilege.is_entered():
-            privilege.enter_user_namespace()
-        privilege.disinherit()
-        fresh()
+        prepare()
     except KernelError as error:
         report.write(f"this machine lets us make no namespaces: {error}")
         return _SKIPPED
