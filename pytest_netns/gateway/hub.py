@@ -34,18 +34,14 @@ _SYSCTLS: Final = {
     "net/ipv4/conf/default/accept_redirects": "0",
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
-    "net/ipv4/icmp_ratelimit": "0",  # refusals must come at once, however many there are
-    "net/ipv4/icmp_msgs_per_sec": "1000000",
-    "net/ipv4/icmp_msgs_burst": "1000000",
-    "net/ipv6/icmp/ratelimit": "0",
+    # No type of message is limited in rate, not by the machine-wide limit either: a refusal comes at once.
+    "net/ipv4/icmp_ratemask": "0",
+    "net/ipv6/icmp/ratemask": "255",
     "net/ipv6/conf/all/forwarding": "1",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/default/addr_gen_mode": "1",
 }
-_OPTIONAL_SYSCTLS: Final = frozenset(
-    {"net/ipv4/icmp_msgs_per_sec", "net/ipv4/icmp_msgs_burst"}
-)  # per namespace since 6.13
 
 
 @dataclass
@@ -77,7 +73,7 @@ class Hub:
         os.close(self.netns)
 
 
-def write_sysctls(values: dict[str, str], optional: frozenset[str] = frozenset()) -> None:
+def write_sysctls(values: dict[str, str]) -> None:
     """Set kernel parameters of the calling thread's network namespace."""
     for key, value in values.items():
         path = f"/proc/sys/{key}"
@@ -88,13 +84,12 @@ def write_sysctls(values: dict[str, str], optional: frozenset[str] = frozenset()
             finally:
                 os.close(descriptor)
         except OSError as error:
-            if key not in optional:
-                raise KernelError(error.errno or errno.EIO, f"set {path} to {value!r}: {error.strerror}") from error
+            raise KernelError(error.errno or errno.EIO, f"set {path} to {value!r}: {error.strerror}") from error
 
 
 def build() -> Hub:
     """Furnish the network namespace that the calling thread has just made as the hub."""
-    write_sysctls({key: value for key, value in _SYSCTLS.items() if "ipv6" not in key or has_ipv6()}, _OPTIONAL_SYSCTLS)
+    write_sysctls({key: value for key, value in _SYSCTLS.items() if "ipv6" not in key or has_ipv6()})
     route = NetlinkSocket(NETLINK_ROUTE)
     route.request(_links(), "set up the hub's routing")
     listeners, port = _relay_listeners()

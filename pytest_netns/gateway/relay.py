@@ -89,12 +89,13 @@ class Relay:
         target = targets[0]
         key = key_of(flow)
         self._connecting.add(key)
+        upstream = socket.socket(target.family, socket.SOCK_DGRAM)
+        upstream.setblocking(False)
         try:
-            upstream = socket.socket(target.family, socket.SOCK_DGRAM)
-            upstream.setblocking(False)
             upstream.connect(target[:2])
             inner = await self._in_hub(_udp_to_leaf, key)
         except OSError as error:
+            upstream.close()
             return mark_for(error)
         finally:
             self._connecting.discard(key)
@@ -113,7 +114,9 @@ class Relay:
         await self._carry(leaf_address, client, inner)
 
     def cut(self, leaf_address: str) -> None:
-        """Reset every connection of a leaf."""
+        """Reset every connection of one of a leaf's addresses, those that are being made included."""
+        for key in [key for key in self._waiting if key[0] == leaf_address]:
+            self._waiting.pop(key).close()
         for opened in self._open.pop(leaf_address, set()):
             reset(opened)
 

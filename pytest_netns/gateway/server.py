@@ -221,7 +221,8 @@ class Gateway:
         if worker.current is live:
             worker.current = None
         self._publisher.close(live.name)
-        self._relay.cut(live.address)
+        for address in live.addresses:
+            self._relay.cut(address)
         for key in (live.leaf.addresses.hub_ifindex, live.address):
             self._by_key.pop(key, None)
         self._log.forget(live.name)

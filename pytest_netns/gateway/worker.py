@@ -27,8 +27,13 @@ class LiveLeaf:
 
     @property
     def address(self) -> str:
-        """The IPv4 address, which the relay knows it by."""
+        """The IPv4 address, which its questions to the name server come from."""
         return str(self.leaf.addresses.ipv4)
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """Both addresses, by which the relay knows its connections."""
+        return self.address, str(self.leaf.addresses.ipv6)
 
     @property
     def net_inode(self) -> int:
