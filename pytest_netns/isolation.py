@@ -102,6 +102,17 @@ class Isolation:
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self) -> Generator[None, object, object]:
+        """Let plugins that send reports somewhere do so from the host, if that is where they would be."""
+        stay = self.session.stay
+        back = stay.traveller.visit(stay.host) if stay is not None and stay.worker is None else None
+        try:
+            return (yield)
+        finally:
+            if back is not None:
+                back()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_exception_interact(self) -> Generator[None, object, object]:
         """Debug a failed tear-down, too, in the test's leaf, which ``_leave`` has kept for it."""
         stay, (leaf, self._kept) = self.session.stay, (self._kept, None)

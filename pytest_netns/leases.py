@@ -26,7 +26,7 @@ __all__ = ["Leases", "Leftovers"]
 
 _Key = tuple[Scope, "pytest.Item | pytest.Collector"]
 
-_PATIENCE: Final = 0.1  # seconds for a thread that is about to end anyway
+_PATIENCE: Final = 0.25  # seconds for a thread that is about to end anyway
 _ROUNDS: Final = 20
 
 

@@ -234,7 +234,8 @@ class Session:
             output: dict[str, Any] = self.config.workeroutput  # type: ignore[attr-defined]
             with contextlib.suppress(NetnsError):
                 output[BLOCKED] = [[one.endpoint, one.count, one.first_test] for one in self.stay.client.blocked()]
-        self.stay.finish()
+        stay, self.stay = self.stay, None
+        stay.finish()
 
     def blocked(self) -> list[BlockedSummary]:
         """Return the blocked endpoints of the whole run, most frequent first."""
@@ -249,5 +250,7 @@ class Session:
 
     def close(self) -> None:
         """Give everything back; doing so twice is harmless."""
+        with contextlib.suppress(NetnsError):
+            self.finish()
         self._cleanup.close()
-        self.client = self.stay = None
+        self.client = None

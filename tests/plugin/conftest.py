@@ -23,15 +23,17 @@ def capable() -> None:
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capable: None) -> Run:
-    """Return what runs pytest with these arguments."""
+    """Return what runs pytest with these arguments, and with our plugin alone, or with xdist for ``-n``."""
     monkeypatch.setenv("NOTES", str(pytester.path / "notes"))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):
         monkeypatch.delenv(name, raising=False)
     pytester.makepyfile(notes=NOTES)
 
     def running(*arguments: str) -> pytest.RunResult:
-        others = [word for name in ("cacheprovider", "randomly", "asyncio") for word in ("-p", f"no:{name}")]
-        return pytester.runpytest_subprocess(*others, *arguments)
+        xdist = ("-p", "xdist") if any(argument.startswith("-n") for argument in arguments) else ()
+        plugins = ("-p", "pytest_netns.plugin", "-p", "no:cacheprovider", *xdist)
+        return pytester.runpytest_subprocess(*plugins, *arguments)
 
     return running
 

@@ -199,10 +199,12 @@ class TestOptions:
         run("--fixtures").stdout.fnmatch_lines_random(["netns --*", "netns_port *scope*", "netns_service --*"])
         run("--markers").stdout.fnmatch_lines_random(["@pytest.mark.netns(port=*scope=*", "@pytest.mark.no_netns:*"])
 
-    def test_plugin_named_on_the_command_line(self, pytester: pytest.Pytester, run: Run) -> None:
-        """Where plugins are not loaded by themselves, ``-p`` is enough."""
+    @pytest.mark.usefixtures("run")
+    def test_plugin_is_found(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is there once the distribution is installed, among all the plugins that are."""
+        monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
         pytester.makepyfile("import os\ndef test_it(): assert os.environ['PYTEST_NETNS'] == 'main-t1'")
-        result = run("--disable-plugin-autoload", "-p", "pytest_netns.plugin", "--netns")
+        result = pytester.runpytest_subprocess("--netns", "-p", "no:cacheprovider")
         result.assert_outcomes(passed=1)
 
 
