@@ -1,0 +1,148 @@
+"""``--pdb``, at a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import Suite
+
+SUITE = """
+import socket, threading
+import pytest
+from tools import answer, leaf, listen, note
+
+@pytest.fixture(scope="module")
+def other():
+    yield listen(9000)
+
+@pytest.fixture
+def server(other):
+    server = listen()
+    yield server
+    note("down", *leaf())
+
+def test_fails(server):
+    answer(server, 2)
+    note("test", *leaf())
+    answered = 42
+    assert answered == 43
+
+def test_stops(server):
+    note("test", *leaf())
+    breakpoint()
+    answer(server)
+"""
+
+CONTROLLED = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A program at a terminal of its own."""
+
+    def __init__(self, command: list[str], cwd: os.PathLike[str]) -> None:
+        self.fd, slave = pty.openpty()
+        self.seen = ""
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CONTROLLED, *command],
+                cwd=cwd,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+            )
+        finally:
+            os.close(slave)
+
+    def expect(self, pattern: str) -> str:
+        """Read until this is seen, and return what came before."""
+        deadline = time.monotonic() + 30
+        text = ""
+        while (found := re.search(pattern, text)) is None:
+            left = deadline - time.monotonic()
+            if left < 0 or not select.select([self.fd], [], [], left)[0]:
+                pytest.fail(f"{pattern!r} does not come, but: {text}")
+            try:
+                text += os.read(self.fd, 10000).decode()
+            except OSError:  # the other end is closed
+                pytest.fail(f"{pattern!r} does not come, but: {text}")
+        self.seen += text
+        return text[: found.start()]
+
+    def evaluate(self, expression: str) -> str:
+        """Return what the debugger prints."""
+        self.write(f"p {expression}")
+        return self.expect(r"\(Pdb\) ").splitlines()[-1].strip()
+
+    def write(self, line: str) -> None:
+        """Type a line."""
+        os.write(self.fd, f"{line}\n".encode())
+
+    def end(self) -> int:
+        """Return the program's exit status."""
+        try:
+            return self.process.wait(20)
+        finally:
+            self.process.kill()
+            os.close(self.fd)
+
+
+def test_prompts_are_in_the_leaf(suite: Suite) -> None:
+    """After a failure and at a breakpoint, the prompt is in the test's leaf, and its servers can be asked."""
+    suite.write(test_suite=SUITE)
+    command = suite.command("--netns", "--pdb", plugins="pytest_timeout timeout")
+    terminal = Terminal(command, suite.path)
+    terminal.expect(r"\(Pdb\) ")
+    assert terminal.evaluate("answered") == "42"
+    assert terminal.evaluate("__import__('os').environ['PYTEST_NETNS']") == "'main-t1'"
+    assert terminal.evaluate("__import__('tools').ask()") == "b'hello'"
+    assert terminal.evaluate("__import__('tools').leaf()[1]") == suite.notes()[0].split()[2]
+    terminal.write("c")
+    terminal.expect(r"\(Pdb\) ")
+    assert terminal.evaluate("__import__('os').environ['PYTEST_NETNS']") == "'main-t2'"
+    assert terminal.evaluate("__import__('tools').answer(server)").startswith("<Thread")
+    assert terminal.evaluate("__import__('tools').ask()") == "b'hello'"
+    terminal.write("c")
+    terminal.expect("1 failed, 1 passed")
+    assert terminal.end() == pytest.ExitCode.TESTS_FAILED
+    suite.assert_nothing_left()
+    assert [line.split()[:2] for line in suite.notes()] == [
+        ["down", "main-t1"],
+        ["test", "main-t2"],
+        ["down", "main-t2"],
+    ]
+
+
+def test_quit(suite: Suite) -> None:
+    """Who leaves the debugger with ``q`` ends the run, and leaves nothing."""
+    suite.write(test_suite=SUITE)
+    terminal = Terminal(suite.command("--netns", "--pdb", plugins="debugging"), suite.path)
+    terminal.expect(r"\(Pdb\) ")
+    terminal.write("q")
+    terminal.expect("Exit: Quitting debugger")
+    assert terminal.end() == pytest.ExitCode.INTERRUPTED
+    suite.assert_nothing_left()
+    assert [line.split()[0] for line in suite.notes()] == ["test", "down"]
+
+
+def test_interrupt_at_a_terminal(suite: Suite) -> None:
+    """Ctrl-C typed at the terminal ends the run, with its summary."""
+    suite.write(
+        test_slow="import time, tools\ndef test_1():\n    tools.listen()\n    print('here')\n    time.sleep(99)"
+    )
+    terminal = Terminal([*suite.command("--netns", "-s")], suite.path)
+    terminal.expect("here")
+    os.write(terminal.fd, b"\x03")
+    terminal.expect("no tests ran in")
+    assert terminal.end() == pytest.ExitCode.INTERRUPTED
