@@ -103,6 +103,7 @@ class Factory:
             hub.write_sysctls(recipes.SYSCTLS)
             self._hub.route.request(recipe.hub_side, "set up the hub's end of a veth pair")
             route.request(recipe.leaf_side, "set up a leaf's links, addresses and routes")
+            self._hub.route.request(recipe.hub_settled, "see the hub's end of a veth pair connected")
             packet_filter.request(recipe.ruleset, "load a leaf's nftables ruleset")
         finally:
             route.close()

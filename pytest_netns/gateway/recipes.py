@@ -80,6 +80,7 @@ class Recipe:
     veth: bytes
     hub_side: bytes
     leaf_side: bytes
+    hub_settled: bytes
     ruleset: bytes
 
     def for_leaf(self, own: Addresses) -> Recipe:
@@ -91,6 +92,7 @@ class Recipe:
             veth=veth.replace(_SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()),
             hub_side=_addressed(own, self.hub_side).replace(_SENTINEL_INDEX, index),
             leaf_side=_addressed(own, self.leaf_side),
+            hub_settled=self.hub_settled.replace(_SENTINEL_INDEX, index),
             ruleset=_addressed(own, self.ruleset),
         )
 
@@ -128,6 +130,7 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
         ),
         hub_side=_hub_side(_SENTINEL),
         leaf_side=_leaf_side(_SENTINEL),
+        hub_settled=links.settle(_SENTINEL.hub_ifindex),
         ruleset=rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias),
     )
 

@@ -9,7 +9,7 @@ import ipaddress
 import socket
 from typing import Any, Final
 
-from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -60,6 +60,15 @@ def set_up(index: int, mtu: int | None = None) -> bytes:
     """Raise an interface, and set its MTU where one is given."""
     attributes = [] if mtu is None else [("IFLA_MTU", mtu)]
     return encode(ifinfmsg(), RTM_NEWLINK, 0, {"index": index, "flags": _IFF_UP, "change": _IFF_UP}, attributes)
+
+
+def settle(index: int) -> bytes:
+    """Have an interface that was raised before its peer was take packets now; else it does so some time later.
+
+    The kernel notices in the background that the link has come up and drops what is sent until then, so that the
+    first address look-up is repeated after a second. Whoever asks for the link's state makes it notice (Linux 6.8).
+    """
+    return encode(ifinfmsg(), RTM_GETLINK, 0, {"index": index}, [])
 
 
 def add_address(
