@@ -47,7 +47,8 @@ _OUT_INDEX, _IN_INDEX = 200, 2
 _RTN_UNREACHABLE = 7
 _ETH_P_ALL = 3
 _PACKET_OUTGOING = 4
-_QUIET = {
+_SYSCTLS = {
+    "net/ipv4/ip_unprivileged_port_start": "0",
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/router_solicitations": "0",
@@ -95,6 +96,7 @@ class World:
     outer: Place
     internet: Place
     directory: Path
+    runs: bool
 
     def enter(self) -> None:
         """Move the process to the outer network, with the rights of a pytest process that has just started."""
@@ -103,12 +105,22 @@ class World:
         with privilege.raised():
             syscalls.setns(self.outer.net_fd, syscalls.CLONE_NEWNET)
             syscalls.setns(self.outer.mnt_fd, syscalls.CLONE_NEWNS)
-        privilege.disinherit()
+        if self.runs:
+            privilege.disinherit()
+        elif not privilege.is_root():  # who starts a gateway passes capabilities on to it
+            _inherit()
         faulthandler.dump_traceback_later(_CHILD_SECONDS, exit=True, file=2)
 
     def connect(self) -> GatewayClient:
         """Connect to the gateway."""
         return GatewayClient.connect(self.directory)
+
+
+def _inherit() -> None:
+    syscalls.capset(privilege._MASK, privilege._MASK, privilege._MASK)
+    for number in privilege.NEEDED:
+        syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)
+    syscalls.capset(0, privilege._MASK, privilege._MASK)
 
 
 class Visit:
@@ -196,7 +208,7 @@ def new_world(*, gateway: bool = True) -> Iterator[World]:
         if not descriptors:
             (pytest.fail if "CI" in os.environ else pytest.skip)(f"no world can be made here: {text.decode()}")
         user_fd, outer, internet, mnt = descriptors
-        world = World(user_fd, Place(outer, mnt), Place(internet, mnt), Path(text.decode()))
+        world = World(user_fd, Place(outer, mnt), Place(internet, mnt), Path(text.decode()), gateway)
         yield world
     finally:
         ours.close()
@@ -243,10 +255,10 @@ def _networks() -> tuple[Place, Place]:
     """Make of the present network the outer one, and add the internet."""
     mnt = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     outer, outer_route = os.open("/proc/self/ns/net", os.O_RDONLY), NetlinkSocket(NETLINK_ROUTE)
-    write_sysctls(_QUIET)
+    write_sysctls(_SYSCTLS)
     syscalls.unshare(syscalls.CLONE_NEWNET)
     internet, route = os.open("/proc/self/ns/net", os.O_RDONLY), NetlinkSocket(NETLINK_ROUTE)
-    write_sysctls(_QUIET)
+    write_sysctls(_SYSCTLS)
     veth = links.add_veth(
         "eth0", _IN_INDEX, 1500, peer_name="out0", peer_index=_OUT_INDEX, peer_netns=outer, peer_group=0
     )
