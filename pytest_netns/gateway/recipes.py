@@ -56,8 +56,13 @@ def _ping_group_range() -> str:
     return f"{own} {own}"
 
 
-SYSCTLS_BEFORE_LINKS: Final = {"net/ipv4/ping_group_range": _ping_group_range()} | (
-    {"net/ipv6/conf/default/accept_ra": "0", "net/ipv6/conf/default/accept_dad": "0"}
+# Loopback does not ration ICMP, so neither does loopback that is shared; see the hub's.
+SYSCTLS_BEFORE_LINKS: Final = {"net/ipv4/ping_group_range": _ping_group_range(), "net/ipv4/icmp_ratemask": "0"} | (
+    {
+        "net/ipv6/conf/default/accept_ra": "0",
+        "net/ipv6/conf/default/accept_dad": "0",
+        "net/ipv6/icmp/ratemask": "255",
+    }
     if Path("/proc/sys/net/ipv6").exists()
     else {}
 )
