@@ -30,6 +30,7 @@ MARK_BLOCKED: Final = 3
 MARK_UNREACHABLE: Final = 4
 
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
+_ESTABLISHED: Final = 2
 _ESTABLISHED_OR_RELATED: Final = 2 | 4
 _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
 _SYN, _SYN_ACK = b"\x02", b"\x12"
@@ -110,9 +111,10 @@ def _relay(port: int) -> list[Rule]:
 
 
 def _to_the_hub() -> list[Rule]:
-    """Let the name server and ping answer, and nothing else that the hub may listen on."""
+    """Let the name server and ping answer, what the hub itself dialled in a leaf, and nothing else."""
     own = _to(addressing.GATEWAY)
     return [
+        [*own, *nft.l4proto(_TCP), *nft.ct_state(_ESTABLISHED), ACCEPT],
         *[[*own, *nft.l4proto(protocol), *nft.dport(_DNS), ACCEPT] for protocol in (_UDP, _TCP)],
         [*own, *nft.l4proto(_ICMP), ACCEPT],
         [*nft.fib_local("local"), *nft.l4proto(_ICMPV6), ACCEPT],
