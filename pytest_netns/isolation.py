@@ -39,9 +39,10 @@ class Isolation:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Bring the process to where the test belongs; it stays until after the tear-down."""
         __tracebackhide__ = True
+        self._refusal = self._kept = None
         try:
             self._enter(item)
-        except (NetnsError, pytest.fail.Exception, pytest.skip.Exception) as error:
+        except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:  # noqa: BLE001 - raised below
             self._refusal = error
         return (yield)
 
