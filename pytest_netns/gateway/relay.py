@@ -42,7 +42,6 @@ _CLAIM_TIMEOUT: Final = 10.0
 _UDP_IDLE: Final = 120.0
 _DATAGRAM: Final = 65536
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_BACKGROUND: Final[set[asyncio.Task[None]]] = set()
 
 
 def key_of(flow: Endpoints) -> Key:
@@ -58,7 +57,7 @@ class Relay:
         self._in_hub = in_hub
         self._waiting: dict[Key, socket.socket] = {}
         self._connecting: set[Key] = set()
-        self._open: dict[str, set[socket.socket]] = {}
+        self._flows: dict[str, set[asyncio.Task[None]]] = {}
         loop = asyncio.get_running_loop()
         for listener in hub.relay_listeners:
             loop.add_reader(listener, self._accept, listener)
@@ -99,8 +98,7 @@ class Relay:
             return mark_for(error)
         finally:
             self._connecting.discard(key)
-        self._keep(key[0], inner, upstream)
-        _spawn(self._exchange(key[0], inner, upstream))
+        self._start(key[0], _exchange(inner, upstream))
         return MARK_RELAY
 
     async def forward(self, client: socket.socket, leaf_address: str, port: int) -> None:
@@ -110,15 +108,20 @@ class Relay:
         except OSError:
             reset(client)
             return
-        self._keep(leaf_address, inner, client)
-        await self._carry(leaf_address, client, inner)
+        self._start(leaf_address, _carry(client, inner))
 
     def cut(self, leaf_address: str) -> None:
         """Reset every connection of one of a leaf's addresses, those that are being made included."""
         for key in [key for key in self._waiting if key[0] == leaf_address]:
             self._waiting.pop(key).close()
-        for opened in self._open.pop(leaf_address, set()):
-            reset(opened)
+        for task in self._flows.pop(leaf_address, ()):
+            task.cancel()
+
+    def _start(self, leaf_address: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        tasks = self._flows.setdefault(leaf_address, set())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def _dial_first(self, targets: list[Target]) -> socket.socket:
         for target in targets[:-1]:
@@ -152,39 +155,42 @@ class Relay:
                 reset(inner)
                 return
             inner.setblocking(False)
-            self._keep(peer[0], inner, upstream)
-            _spawn(self._carry(peer[0], inner, upstream))
+            self._start(peer[0], _carry(inner, upstream))
 
     def _expire(self, key: Key, upstream: socket.socket) -> None:
         if self._waiting.get(key) is upstream:
             del self._waiting[key]
             upstream.close()
 
-    def _keep(self, leaf_address: str, *sockets: socket.socket) -> None:
-        self._open.setdefault(leaf_address, set()).update(sockets)
 
-    def _end(self, leaf_address: str, *sockets: socket.socket, reset: bool = False) -> None:
-        self._open.get(leaf_address, set()).difference_update(sockets)
-        for opened in sockets:
-            if reset and opened.fileno() >= 0:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            opened.close()
-
-    async def _carry(self, leaf_address: str, one: socket.socket, other: socket.socket) -> None:
-        """Copy both ways until both have said their last; a reset on one side resets the other."""
-        directions = [asyncio.create_task(_copy(one, other)), asyncio.create_task(_copy(other, one))]
+async def _carry(one: socket.socket, other: socket.socket) -> None:
+    """Copy both ways until both have said their last; a reset on one side, or being cut off, resets the other."""
+    directions = [asyncio.create_task(_copy(one, other)), asyncio.create_task(_copy(other, one))]
+    whole = False
+    try:
         done, pending = await asyncio.wait(directions, return_when=asyncio.FIRST_EXCEPTION)
-        for task in pending:
-            task.cancel()
-        failed = bool(pending) or any(task.exception() for task in done)
-        self._end(leaf_address, one, other, reset=failed)
+        whole = not pending and not any(task.exception() for task in done)
+    finally:
+        await _end(directions)
+        for opened in (one, other):
+            opened.close() if whole else reset(opened)
 
-    async def _exchange(self, leaf_address: str, inner: socket.socket, upstream: socket.socket) -> None:
-        directions = [asyncio.create_task(_copy_datagrams(*pair)) for pair in ((inner, upstream), (upstream, inner))]
-        _, pending = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        self._end(leaf_address, inner, upstream)
+
+async def _exchange(inner: socket.socket, upstream: socket.socket) -> None:
+    directions = [asyncio.create_task(_copy_datagrams(*pair)) for pair in ((inner, upstream), (upstream, inner))]
+    try:
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _end(directions)
+        inner.close()
+        upstream.close()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """End the tasks before their sockets are closed: the loop would take the next of that number for the old one."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def mark_for(error: OSError) -> int | None:
@@ -202,7 +208,6 @@ def reset(opened: socket.socket) -> None:
     """Close a connection so that the other end sees a reset."""
     with contextlib.suppress(OSError):
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        opened.shutdown(socket.SHUT_RDWR)
     opened.close()
 
 
@@ -231,9 +236,3 @@ async def _copy_datagrams(source: socket.socket, destination: socket.socket) -> 
                 destination.send(data)
         except (OSError, asyncio.TimeoutError):
             return
-
-
-def _spawn(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
-    _BACKGROUND.add(task)
-    task.add_done_callback(_BACKGROUND.discard)
