@@ -29,7 +29,7 @@ import contextlib, os, socket, threading
 KEPT = []
 
 def leaf():
-    """The leaf that this code runs in, as the kernel has it."""
+    """The leaf that this code runs in, by name and as the kernel has it, which uses numbers again."""
     return os.environ["PYTEST_NETNS"], os.stat("/proc/thread-self/ns/net").st_ino
 
 def listen(port=8080, host="127.0.0.1"):
@@ -140,7 +140,7 @@ class Suite:
         deadline = time.monotonic() + _PATIENCE
         while (left := self._left()) and time.monotonic() < deadline:
             time.sleep(_POLL)
-        assert left == []
+        assert not left, "\n".join(left)
 
     def _left(self) -> list[str]:
         processes = [_command(pid) for pid in set(_children()) - self._children if not _reap(pid)]

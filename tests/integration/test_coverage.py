@@ -8,7 +8,7 @@ from runs import Suite, requires
 pytestmark = requires("pytest-cov")
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_subprocesses(suite: Suite, workers: tuple[str, ...]) -> None:
     """A test's subprocesses are measured, even one that had to be ended; the gateway is not."""
     suite.write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from runs import Suite, requires
 
 pytestmark = requires("pytest-rerunfailures")
@@ -44,25 +43,25 @@ def test_after():
 """
 
 
-class TestReruns:
-    """A test that is run again."""
+def test_fresh_leaf_each_time(suite: Suite) -> None:
+    """A test finds the port free again, whatever it has left running in the leaf before."""
+    suite.write(test_flaky=FLAKY)
+    result = suite.run("--netns", "--reruns=2", "-rR", plugins="rerunfailures")
+    result.stdout.fnmatch_lines(["*2 passed, 4 rerun in *"])
+    assert leaves(suite, "one", "two") == {f"main-t{number}" for number in range(1, 7)}
 
-    @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-    def test_fresh_leaf_each_time(self, suite: Suite, workers: tuple[str, ...]) -> None:
-        """It finds the port free again, whatever it has left running in the leaf before."""
-        suite.write(test_flaky=FLAKY)
-        result = suite.run("--netns", "--reruns=2", "-rR", *workers, plugins="rerunfailures")
-        result.stdout.fnmatch_lines(["*2 passed, 4 rerun in *"])
-        lines = suite.notes()
-        assert len(lines) == 6
-        assert len({line.split(maxsplit=1)[1].split()[0] for line in lines if line.startswith("one")}) == 3
-        assert len({line.split(maxsplit=1)[1] for line in lines}) == 6
 
-    @requires("pytest-xdist")
-    def test_crashed_worker(self, suite: Suite) -> None:
-        """A test whose worker died is run again by the next worker, in a leaf of that one."""
-        suite.write(test_crashing=CRASHING)
-        result = suite.run("--netns", "--reruns=2", "-n2", plugins="rerunfailures")
-        lines = suite.notes()
-        result.stdout.fnmatch_lines(["*2 passed, 2 rerun in *"])
-        assert len({line.split()[1] for line in lines}) == 3
+@requires("pytest-xdist")
+def test_workers(suite: Suite) -> None:
+    """So it does in a worker; one whose worker died is run again by the next worker, in a leaf of that one."""
+    suite.write(test_flaky=FLAKY, test_crashing=CRASHING)
+    result = suite.run("--netns", "--reruns=2", "-n2", plugins="rerunfailures")
+    result.stdout.fnmatch_lines(["*4 passed, 6 rerun in *"])
+    assert len(leaves(suite, "one", "two", "crashing")) == 9
+
+
+def leaves(suite: Suite, *tests: str) -> set[str]:
+    """Return the names of the leaves that these tests ran in, three times each."""
+    lines = [line.split() for line in suite.notes()]
+    assert sorted(name for name, *_ in lines) == sorted(3 * tests)
+    return {leaf for _, leaf, _ in lines}
