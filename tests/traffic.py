@@ -60,11 +60,12 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def attempt(host: str, port: int, kind: int = STREAM) -> Outcome:
+def attempt(host: str, port: int, kind: int = STREAM, timeout: float = 5) -> Outcome:
     """Connect; over UDP send a datagram, and read what comes back."""
     begin = time.monotonic()
     try:
         with opened(host, kind) as one:
+            one.settimeout(timeout)
             one.connect((host, port))
             if kind == DATAGRAM:
                 one.send(b"attempt")
