@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,12 +16,14 @@ NAMES = sorted({path.parent.name for path in EXAMPLES.glob("*/test_*.py")})
 
 
 def pytest_in_parallel(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run pytest with four workers, each test isolated, in a folder."""
-    command = [sys.executable, "-m", "pytest", "--netns", "-n", "4", "-p", "no:cacheprovider", "-ra"]
+    """Run pytest with four workers, each test isolated, in a folder, without the plugins that a reader may not have."""
+    plugins = ["-p", "pytest_netns.plugin", "-p", "xdist.plugin", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "--netns", "-n", "4", "-ra"]
     return subprocess.run(
         [*command, f"--basetemp={folder / 'base'}", *arguments],
         check=False,
         cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=120,
