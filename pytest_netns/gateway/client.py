@@ -17,6 +17,7 @@ from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
 from pytest_netns.gateway.paths import LOCK_NAME, LOG_NAME, SOCKET_NAME, run_directory, short_path
+from pytest_netns.kernel import privilege
 
 __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
@@ -45,6 +46,7 @@ class GatewayClient:
         """Take over a connected socket; ``connect`` is how one gets here."""
         self._connection = connection
         self._connection.settimeout(_TIMEOUT)
+        self._number = 0
 
     @classmethod
     def connect(cls, run_dir: Path) -> GatewayClient:
@@ -132,21 +134,31 @@ class GatewayClient:
         return answer
 
     def _converse(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        operation = request["op"]
+        self._number += 1
         try:
-            protocol.send(self._connection, request)
-            answer, descriptors = protocol.receive(self._connection)
+            protocol.send(self._connection, {**request, "number": self._number})
+            answer, descriptors = self._receive(self._number)
         except TimeoutError as error:
-            msg = f"the gateway did not answer {request['op']!r} within {_TIMEOUT:.0f} s"
-            raise GatewayError(msg) from error
+            raise GatewayError(f"the gateway did not answer {operation!r} within {_TIMEOUT:.0f} s") from error
         except (OSError, ValueError) as error:
-            msg = f"lost the gateway at {request['op']!r}: {error}"
-            raise GatewayError(msg) from error
+            raise GatewayError(f"lost the gateway at {operation!r}: {error}") from error
         if answer is None:
-            msg = f"the gateway has ended; {request['op']!r} got no answer"
-            raise GatewayError(msg)
+            raise GatewayError(f"the gateway has ended; {operation!r} got no answer")
         if not answer.pop("ok"):
-            raise _refusal(request["op"], answer)
+            raise _refusal(operation, answer)
         return answer, descriptors
+
+    def _receive(self, number: int) -> tuple[dict[str, Any] | None, list[int]]:
+        """Receive the answer to one request, past those that an exception kept from being read, as Ctrl-C may."""
+        while True:
+            answer, descriptors = protocol.receive(self._connection)
+            if answer is None or answer.pop("number", None) == number:
+                return answer, descriptors
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if descriptors:
+                self.release(answer["name"])
 
 
 def _refusal(operation: str, answer: dict[str, Any]) -> Exception:
@@ -172,7 +184,7 @@ def _start(run_dir: Path) -> None:
     (run_dir / SOCKET_NAME).unlink(missing_ok=True)
     ready, told = os.pipe()
     try:
-        with (run_dir / LOG_NAME).open("wb") as log:
+        with (run_dir / LOG_NAME).open("wb") as log, privilege.inheritable():
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest_netns.gateway", str(run_dir), str(told)],
                 cwd="/",  # nothing in the user's directory is taken for a module

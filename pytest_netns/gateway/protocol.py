@@ -1,7 +1,8 @@
 """How pytest processes and the gateway talk: one JSON object to a packet, descriptors alongside.
 
 Over a Unix socket of type SOCK_SEQPACKET, so that a message arrives whole or not at all.
-A request is ``{"op": name, ...}``; its answer is ``{"ok": true, ...}`` or ``{"ok": false, "error": text}``.
+A request is ``{"op": name, "number": n, ...}``; its answer, ``{"ok": true, ...}`` or ``{"ok": false, "error": text}``,
+repeats the number.
 Giving up a leaf, ``release``, is the one request that has no answer.
 """
 

@@ -121,8 +121,9 @@ class Gateway:
                     if request.get("op") == "release":  # nobody waits for it
                         await self._release(worker, str(request.get("leaf")))
                         continue
+                    number = request.pop("number", None)
                     answer, attached = await self._answer(worker, request)
-                    protocol.send(connection, answer, attached)
+                    protocol.send(connection, {**answer, "number": number}, attached)
         finally:
             loop.remove_reader(connection)
             connection.close()

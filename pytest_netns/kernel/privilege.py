@@ -60,10 +60,27 @@ def enter_user_namespace() -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/thread-self/{name}", "w", encoding="ascii") as file:
             file.write(text)
-    syscalls.capset(_MASK, _MASK, _MASK)
+    _pass_on()
+
+
+def _pass_on() -> None:
+    syscalls.capset(0, _MASK, _MASK)
     for number in NEEDED:
         syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)
-    syscalls.capset(0, _MASK, _MASK)
+
+
+@contextlib.contextmanager
+def inheritable() -> Iterator[None]:
+    """Pass the capabilities on to programs that are started in the block; then do again as before."""
+    _, permitted, inherited = syscalls.capget()
+    if is_root() or inherited or permitted & _MASK != _MASK:
+        yield
+        return
+    _pass_on()
+    try:
+        yield
+    finally:
+        disinherit()
 
 
 def disinherit() -> None:
