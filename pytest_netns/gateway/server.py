@@ -127,9 +127,11 @@ class Gateway:
         finally:
             loop.remove_reader(connection)
             connection.close()
-            await self._bury(worker)
-            del self._workers[connection]
-            self._end_if_unused()
+            try:
+                await self._bury(worker)
+            finally:  # whatever came of it, the gateway ends with its last client
+                del self._workers[connection]
+                self._end_if_unused()
 
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
