@@ -161,13 +161,17 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
         *nft.rewrite_address(loopback.packed, destination=False),
         *nft.rewrite_address(loopback.packed, destination=True),
     ]
+    inner_home = nft.rewrite_icmp_inner(loopback.packed, loopback.packed)
+    dialled = nft.transport_bytes(24 if own.version == 4 else 32, b"\xff" * len(peer.packed), peer.packed)
     to_loopback = nft.nat(loopback.packed, destination=True)
     share: list[Rule] = [
         [*inside, *icmp, ACCEPT],
         [*here, *nft.has_socket(), ACCEPT],
         [*here, *away, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
-        [*back, *icmp, *nft.rewrite_icmp_inner(loopback.packed, loopback.packed)],
+        [*back, *icmp, *inner_home],
         [*back, *home, ACCEPT],
+        # The hub refuses in its own name; the packet that it quotes tells that it was for loopback.
+        [*outside, *_source(gateway), *_destination(own), *icmp, *dialled, *inner_home, *home, ACCEPT],
     ]
     redirect: list[Rule] = [
         [*outside, *_destination(alias), *to_loopback],
