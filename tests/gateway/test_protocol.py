@@ -34,6 +34,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@settings(max_examples=50)
 @given(message=st.dictionaries(st.text(max_size=10), JSON, max_size=5))
 def test_arrives_as_it_was_sent(pair: Pair, message: dict[str, object]) -> None:
     """A message arrives whole and alone."""
