@@ -47,17 +47,16 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
     prerouting = [
         *_neighbour_discovery(),
         [*nft.fib_spoofed(), DROP],
+        *_between_leaves(),
         *_verdicts(),
         *_relay(relay_port),
         *_to_the_hub(),
+        *[[*nft.fib_local(kind), *nft.l4proto(_UDP), *queue] for kind in ("broadcast", "multicast")],
         *[[*nft.fib_local(kind), DROP] for kind in ("broadcast", "multicast", "anycast")],
         *[
             [*nft.l4proto(protocol), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT]
             for protocol in (_TCP, _UDP)
         ],
-        *[[*_to(alias), *queue] for alias in (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)],
-        [*_within(addressing.LEAVES), ACCEPT],
-        [*_within(addressing.LEAVES6), ACCEPT],
         [*nft.l4proto(_TCP), *nft.transport_bytes(13, _SYN_ACK, _SYN, equal=False), *nft.reject_tcp_reset()],
         queue,
     ]
@@ -79,6 +78,13 @@ def peers(worker: int) -> bytes:
     own, tests = addressing.groups(worker)
     keys = (struct.pack("=II", own, tests), struct.pack("=II", tests, own))
     return nft.transaction(b"".join(nft.element(HUB_TABLE, nft.NFPROTO_INET, PEERS, key) for key in keys))
+
+
+def _between_leaves() -> list[Rule]:
+    """Leave what is for another leaf to the forward chain; it comes first, since shared loopback is busy."""
+    to_a_leaf = [*_within(addressing.LEAVES), *_not_to(addressing.GATEWAY), *_not_to(addressing.HOST_LOOPBACK)]
+    to_a_leaf6 = [*_within(addressing.LEAVES6), *_not_to(addressing.HOST_LOOPBACK6)]
+    return [[*to_a_leaf, ACCEPT], [*to_a_leaf6, ACCEPT]]
 
 
 def _verdicts() -> list[Rule]:
@@ -196,6 +202,10 @@ def _family(address: Address) -> Rule:
 
 def _to(address: Address) -> Rule:
     return [*_family(address), *_destination(address)]
+
+
+def _not_to(address: Address) -> Rule:
+    return nft.address(address.packed, destination=True, equal=False)
 
 
 def _source(address: Address) -> Rule:

@@ -135,15 +135,16 @@ class Gateway:
 
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
-        loop = asyncio.get_running_loop()
         spare = self._spares.pop(worker, None)
         if spare is not None:
             with contextlib.suppress(NetnsError, OSError):
                 (await spare)[0].close()
-        for live in worker.leaves:
-            with contextlib.suppress(NetnsError, OSError):
-                await loop.run_in_executor(None, reap, live.net_inode, worker.pid)
-            await self._drop(worker, live)
+        await asyncio.gather(*(self._clear(worker, live) for live in worker.leaves))
+
+    async def _clear(self, worker: Worker, live: LiveLeaf) -> None:
+        with contextlib.suppress(NetnsError, OSError):
+            await asyncio.get_running_loop().run_in_executor(None, reap, live.net_inode, worker.pid)
+        await self._drop(worker, live)
 
     async def _answer(self, worker: Worker, request: Message) -> Reply:
         operation = _OPERATIONS.get(str(request.pop("op", "")))

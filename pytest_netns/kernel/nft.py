@@ -165,14 +165,14 @@ def _address_offset(address: bytes, *, destination: bool) -> int:
     return 24 if destination else 8
 
 
-def address(packed: bytes, *, destination: bool, prefix: int | None = None) -> Rule:
+def address(packed: bytes, *, destination: bool, prefix: int | None = None, equal: bool = True) -> Rule:
     """Match the source or destination address against an address or, with ``prefix``, a network."""
     size = len(packed)
     load = _load(_NETWORK, _address_offset(packed, destination=destination), size)
     if prefix is None:
-        return [load, _compare(packed)]
+        return [load, _compare(packed, equal=equal)]
     mask = ((1 << 8 * size) - (1 << 8 * size - prefix)).to_bytes(size, "big")
-    return [load, _masked(mask), _compare(packed)]
+    return [load, _masked(mask), _compare(packed, equal=equal)]
 
 
 def rewrite_address(packed: bytes, *, destination: bool) -> Rule:
