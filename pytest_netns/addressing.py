@@ -14,6 +14,7 @@ from typing import Final
 PREFIX_LENGTH: Final = 16
 PREFIX6_LENGTH: Final = 64
 GATEWAY: Final = ipaddress.IPv4Address("198.18.0.1")
+BROADCAST: Final = ipaddress.IPv4Address("198.18.255.255")
 GATEWAY6: Final = ipaddress.IPv6Address("fe80::1")
 LEAVES: Final = ipaddress.IPv4Network("198.18.0.0/15")
 LEAVES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73::/48")

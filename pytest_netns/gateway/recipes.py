@@ -26,7 +26,6 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 # The largest that a veth takes. Loopback gets the same, so that a segment fits both when loopback is shared.
 _MTU: Final = 65535
 _LAST_GROUP: Final = 2**31 - 1
-_BROADCAST: Final = ipaddress.IPv4Address("198.18.255.255")
 _SENTINEL: Final = Addresses(
     ipv4=ipaddress.IPv4Address("203.0.113.171"),
     ipv6=ipaddress.IPv6Address("2001:db8:a5a5:5a5a:c3c3:3c3c:9696:6969"),
@@ -158,7 +157,9 @@ def _leaf_side(addresses: Addresses) -> bytes:
         (
             links.set_up(LO_INDEX, _MTU),
             links.set_up(ETH0_INDEX),
-            links.add_address(ETH0_INDEX, addresses.ipv4, addressing.PREFIX_LENGTH, _BROADCAST, prefix_route=False),
+            links.add_address(
+                ETH0_INDEX, addresses.ipv4, addressing.PREFIX_LENGTH, addressing.BROADCAST, prefix_route=False
+            ),
             links.add_address(ETH0_INDEX, addresses.ipv6, addressing.PREFIX6_LENGTH, prefix_route=False),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),

@@ -82,7 +82,8 @@ def peers(worker: int) -> bytes:
 
 def _between_leaves() -> list[Rule]:
     """Leave what is for another leaf to the forward chain; it comes first, since shared loopback is busy."""
-    to_a_leaf = [*_within(addressing.LEAVES), *_not_to(addressing.GATEWAY), *_not_to(addressing.HOST_LOOPBACK)]
+    others = (addressing.GATEWAY, addressing.HOST_LOOPBACK, addressing.BROADCAST)
+    to_a_leaf = [*_within(addressing.LEAVES), *(part for other in others for part in _not_to(other))]
     to_a_leaf6 = [*_within(addressing.LEAVES6), *_not_to(addressing.HOST_LOOPBACK6)]
     return [[*to_a_leaf, ACCEPT], [*to_a_leaf6, ACCEPT]]
 
