@@ -54,7 +54,7 @@ def test_childs_server_is_reached(world: World, host: str, kind: int) -> None:
     """A test reaches what a child of its process serves."""
     client = world.connect()
     client.attach("w0")
-    child = subprocess.Popen([sys.executable, "-c", SERVER, host, str(kind)], stdout=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", SERVER, host, str(int(kind))], stdout=subprocess.PIPE)
     assert child.stdout is not None
     port = int(child.stdout.readline())
     leaf = client.lease("test_it")
