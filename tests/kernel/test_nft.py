@@ -13,7 +13,7 @@ from unshared import unshared
 from pytest_netns import addressing
 from pytest_netns.errors import KernelError
 from pytest_netns.gateway import rulesets
-from pytest_netns.kernel import nft, privilege
+from pytest_netns.kernel import nft, nft_wire, privilege
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pytest_netns.kernel.nft import Chain, Rule, Table
 
@@ -104,7 +104,7 @@ def test_kernel_has_one_of_the_queues() -> None:
 def test_a_wrong_expression_is_refused() -> None:
     """The kernel does look: an expression that it does not know is an error."""
     with pytest.raises(KernelError, match="load: "):
-        load(table_of(nft.NFPROTO_INET, [nft._expression("target", name=b"NONSENSE\0", rev=1, info=bytes(4))]))
+        load(table_of(nft.NFPROTO_INET, [nft_wire.expression("target", name=b"NONSENSE\0", rev=1, info=bytes(4))]))
 
 
 @unshared
