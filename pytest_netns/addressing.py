@@ -50,6 +50,11 @@ def leaf(number: int) -> Addresses:
     )
 
 
+def mac(address: ipaddress.IPv4Address) -> str:
+    """Return the link-layer address of whoever has an IPv4 address: locally administered, with the address in it."""
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + address.packed)
+
+
 @dataclass(frozen=True, slots=True)
 class Loopback:
     """The aliases by which the worker leaf and the test leaf of one worker reach each other's loopback."""

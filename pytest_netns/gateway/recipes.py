@@ -90,7 +90,7 @@ class Recipe:
     def for_leaf(self, own: Addresses) -> Recipe:
         """Put a leaf's own addresses and interface in the sentinels' places."""
         index = struct.pack("=I", own.hub_ifindex)
-        veth = self.veth.replace(_SENTINEL_INDEX, index)
+        veth = _addressed(own, self.veth).replace(_SENTINEL_INDEX, index)
         return replace(
             self,
             veth=veth.replace(_SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()),
@@ -131,6 +131,7 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
             peer_index=_SENTINEL.hub_ifindex,
             peer_netns=hub_netns,
             peer_group=wiring.group,
+            macs=(addressing.mac(_SENTINEL.ipv4), addressing.mac(addressing.GATEWAY)),
         ),
         hub_side=_hub_side(_SENTINEL),
         leaf_side=_leaf_side(_SENTINEL),
@@ -140,10 +141,13 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
 
 
 def _hub_side(addresses: Addresses) -> bytes:
-    index = addresses.hub_ifindex
+    # Neighbours are told, not asked for: on a busy machine the kernel is late to join the group that IPv6 asks by.
+    index, mac = addresses.hub_ifindex, addressing.mac(addresses.ipv4)
     return b"".join(
         (
             links.set_up(index),
+            links.add_neighbour(index, addresses.ipv4, mac),
+            links.add_neighbour(index, addresses.ipv6, mac),
             links.add_address(index, addressing.GATEWAY6, addressing.PREFIX6_LENGTH),
             links.add_route(index, addresses.ipv4),
             links.add_route(index, addresses.ipv6),
@@ -152,6 +156,7 @@ def _hub_side(addresses: Addresses) -> bytes:
 
 
 def _leaf_side(addresses: Addresses) -> bytes:
+    hub_mac = addressing.mac(addressing.GATEWAY)
     # No prefix route: another leaf is reached by way of the hub or not at all.
     return b"".join(
         (
@@ -161,6 +166,8 @@ def _leaf_side(addresses: Addresses) -> bytes:
                 ETH0_INDEX, addresses.ipv4, addressing.PREFIX_LENGTH, addressing.BROADCAST, prefix_route=False
             ),
             links.add_address(ETH0_INDEX, addresses.ipv6, addressing.PREFIX6_LENGTH, prefix_route=False),
+            links.add_neighbour(ETH0_INDEX, addressing.GATEWAY, hub_mac),
+            links.add_neighbour(ETH0_INDEX, addressing.GATEWAY6, hub_mac),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),
             # IPv6 takes ::1 from a link only where a route names that link; see the ruleset.

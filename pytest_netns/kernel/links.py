@@ -9,10 +9,11 @@ import ipaddress
 import socket
 from typing import Any, Final
 
-from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from pytest_netns.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, encode
@@ -20,6 +21,7 @@ from pytest_netns.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE,
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _IFF_UP: Final = 1
+_NUD_PERMANENT: Final = 0x80
 _IFA_F_NODAD: Final = 0x02
 _IFA_F_NOPREFIXROUTE: Final = 0x200
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
@@ -37,9 +39,21 @@ def _family(address: Address) -> int:
 
 
 def add_veth(
-    name: str, index: int, mtu: int, *, peer_name: str, peer_index: int, peer_netns: int, peer_group: int
+    name: str,
+    index: int,
+    mtu: int,
+    *,
+    peer_name: str,
+    peer_index: int,
+    peer_netns: int,
+    peer_group: int,
+    macs: tuple[str, str] | None = None,
 ) -> bytes:
-    """Create a veth pair: one end here, its peer in the namespace of the descriptor ``peer_netns``."""
+    """Create a veth pair: one end here, its peer in the namespace of the descriptor ``peer_netns``.
+
+    ``macs`` are the link-layer addresses of this end and of the peer; random where not given.
+    """
+    own_mac, peer_mac = ([("IFLA_ADDRESS", mac)] for mac in macs) if macs else ([], [])
     queues = [("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1)]  # else one for each processor, which takes time
     peer: dict[str, Any] = {
         "index": peer_index,
@@ -49,10 +63,11 @@ def add_veth(
             ("IFLA_GROUP", peer_group),
             ("IFLA_NET_NS_FD", peer_netns),
             *queues,
+            *peer_mac,
         ],
     }
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
-    attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info), *queues]
+    attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info), *queues, *own_mac]
     return encode(ifinfmsg(), RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {"index": index}, attributes)
 
 
@@ -65,10 +80,17 @@ def set_up(index: int, mtu: int | None = None) -> bytes:
 def settle(index: int) -> bytes:
     """Have an interface that was raised before its peer was take packets now; else it does so some time later.
 
-    The kernel notices in the background that the link has come up and drops what is sent until then, so that the
-    first address look-up is repeated after a second. Whoever asks for the link's state makes it notice (Linux 6.8).
+    The kernel notices in the background that the link has come up and drops what is sent until then. Whoever asks for
+    the link's state makes it notice (Linux 6.8).
     """
     return encode(ifinfmsg(), RTM_GETLINK, 0, {"index": index}, [])
+
+
+def add_neighbour(index: int, address: Address, mac: str) -> bytes:
+    """Tell an interface the link-layer address of a neighbour for good, so that it never has to ask."""
+    attributes = [("NDA_DST", str(address)), ("NDA_LLADDR", mac)]
+    fields = {"family": _family(address), "ifindex": index, "state": _NUD_PERMANENT}
+    return encode(ndmsg(), RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, fields, attributes)
 
 
 def add_address(
