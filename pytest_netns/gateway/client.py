@@ -167,15 +167,22 @@ def _refusal(operation: str, answer: dict[str, Any]) -> Exception:
 
 
 def _dial(run_dir: Path) -> socket.socket | None:
+    """Connect to the gateway that serves a run; None where none does, or one that is just ending."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(_TIMEOUT)
     try:
         with short_path(run_dir / SOCKET_NAME) as path:
             connection.connect(path)
+        protocol.send(connection, {"op": "hello"})
+        answer, _ = protocol.receive(connection)
     except OSError as error:
         connection.close()
-        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
             return None
         raise GatewayError(f"cannot reach the gateway in {run_dir}: {error}") from error
+    if answer is None:
+        connection.close()
+        return None
     return connection
 
 

@@ -160,6 +160,11 @@ class Gateway:
             }, ()
         return {"ok": True, **answer}, attached
 
+    async def _hello(self, worker: Worker) -> Reply:
+        """Show that the gateway serves, and does not just end with a connection waiting at its socket."""
+        del worker
+        return {}, ()
+
     async def _join(self, worker: Worker, worker_name: str, *, open_egress: bool, own_leaf: bool) -> Reply:
         """Take a client on as a worker, with a leaf of its own or, as a guest of the host, without."""
         if worker.name:
@@ -261,6 +266,7 @@ class Gateway:
 
 _FLOWS_AT_MOST: Final = 200
 _OPERATIONS: Final[dict[str, Callable[..., Awaitable[Reply]]]] = {
+    "hello": Gateway._hello,  # noqa: SLF001
     "join": Gateway._join,  # noqa: SLF001
     "lease": Gateway._lease,  # noqa: SLF001
     "activate": Gateway._activate,  # noqa: SLF001
