@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from pytest_netns.gateway import hub as hub_module
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
+from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_CLAIMED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 
 Key: TypeAlias = tuple[str, int, str, int]
 InHub: TypeAlias = Callable[..., Awaitable[socket.socket]]
@@ -216,6 +216,7 @@ def _udp_to_leaf(key: Key) -> socket.socket:
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     opened = hub_module.transparent(family, socket.SOCK_DGRAM, (destination, destination_port))
     opened.connect((source, source_port))
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_CLAIMED)
     return opened
 
 

@@ -29,6 +29,9 @@ MARK_RESET: Final = 2
 MARK_BLOCKED: Final = 3
 MARK_UNREACHABLE: Final = 4
 
+# What a socket of the relay carries as SO_MARK once it belongs to one flow alone.
+MARK_CLAIMED: Final = 16
+
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 _ESTABLISHED: Final = 2
 _ESTABLISHED_OR_RELATED: Final = 2 | 4
@@ -53,9 +56,14 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
         *_to_the_hub(),
         *[[*nft.fib_local(kind), *nft.l4proto(_UDP), *queue] for kind in ("broadcast", "multicast")],
         *[[*nft.fib_local(kind), DROP] for kind in ("broadcast", "multicast", "anycast")],
-        *[
-            [*nft.l4proto(protocol), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT]
-            for protocol in (_TCP, _UDP)
+        [*nft.l4proto(_TCP), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT],
+        # A UDP socket is bound before it is connected; until then it would take what other clients send there.
+        [
+            *nft.l4proto(_UDP),
+            *nft.transparent_socket(),
+            *nft.socket_mark(MARK_CLAIMED),
+            *nft.set_mark(MARK_RELAY),
+            ACCEPT,
         ],
         [*nft.l4proto(_TCP), *nft.transport_bytes(13, _SYN_ACK, _SYN, equal=False), *nft.reject_tcp_reset()],
         queue,

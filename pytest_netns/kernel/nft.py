@@ -150,6 +150,11 @@ def transparent_socket() -> Rule:
     return [nft_wire.expression("socket", key=0, dreg=_REGISTER), _compare(b"\1")]
 
 
+def socket_mark(value: int) -> Rule:
+    """Match packets for which there is a socket with this SO_MARK."""
+    return [nft_wire.expression("socket", key=1, dreg=_REGISTER), _compare(struct.pack("=I", value))]
+
+
 def fib_local(kind: str) -> Rule:
     """Match the type of the destination address in the routing table: local, broadcast, multicast ..."""
     result = nft_wire.expression("fib", dreg=_REGISTER, result=3, flags=1 << 1)
