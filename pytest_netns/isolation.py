@@ -236,7 +236,7 @@ class Isolation:
         leases = self.session.stay.leases
         record = item.stash.get(RECORD, None)
         for leaf in leases.left(nextitem):
-            leftovers = leases.release(leaf)
+            leftovers = leases.release(leaf, more=nextitem is not None)
             report.warn_of_threads(item, leftovers.leaf, leftovers.threads)
             if record is not None:
                 record.ended += leftovers.processes

@@ -78,8 +78,8 @@ class Leases:
             if scope is Scope.FUNCTION or (node not in needed and not leaf.tenants):
                 yield leaf
 
-    def release(self, leaf: Leaf) -> Leftovers:
-        """Give the leaf back, and end the processes that are left in it.
+    def release(self, leaf: Leaf, *, more: bool = False) -> Leftovers:
+        """Give the leaf back, and end the processes that are left in it; have the next brought if ``more`` are needed.
 
         Raises:
             NetnsError: some could not be ended.
@@ -90,6 +90,8 @@ class Leases:
             return Leftovers(leaf.namespace.name, threads, _end_left(leaf.namespace, leaf.since))
         finally:
             leaf.namespace.close()
+            if leaf.scope is Scope.FUNCTION and more:
+                self._client.order()
 
     def release_all(self) -> None:
         """Give back whatever is alive, and end what was left in the worker leaf, at the end of the run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -13,10 +14,26 @@ from pathlib import Path
 
 from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway.paths import SOCKET_NAME, short_path
-from pytest_netns.gateway.server import Gateway
+
+
+def _spare_pyroute2() -> None:
+    """Let single modules of pyroute2 be imported without the package's own start, which takes longer than all else.
+
+    It imports everything that pyroute2 has; the gateway encodes five kinds of message.
+    """
+    found = importlib.util.find_spec("pyroute2")
+    if found is not None:
+        sys.modules["pyroute2"] = importlib.util.module_from_spec(found)
+        try:
+            importlib.import_module("pytest_netns.kernel.links")
+        except (ImportError, AttributeError):  # a release whose modules do need it
+            for name in [name for name in sys.modules if name.split(".")[0] == "pyroute2"]:
+                del sys.modules[name]
 
 
 async def _run(directory: Path, ready: int) -> None:
+    from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
+
     gateway = Gateway()
     try:
         await gateway.start()
@@ -43,6 +60,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
     directory, ready = Path(sys.argv[1]), int(sys.argv[2])
+    _spare_pyroute2()
     try:
         asyncio.run(_run(directory, ready))
     finally:

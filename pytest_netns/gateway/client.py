@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
 from pytest_netns.gateway import protocol
@@ -24,6 +24,9 @@ __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 _TIMEOUT: Final = 10.0  # seconds for any one answer
 _START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
 _LOG_TAIL: Final = 2000
+
+
+_Received: TypeAlias = tuple[dict[str, Any], list[int]]
 
 
 class LeafGrant(NamedTuple):
@@ -47,6 +50,8 @@ class GatewayClient:
         self._connection = connection
         self._connection.settimeout(_TIMEOUT)
         self._number = 0
+        self._ordered: int | None = None
+        self._delivered: _Received | None = None
 
     @classmethod
     def connect(cls, run_dir: Path) -> GatewayClient:
@@ -75,30 +80,40 @@ class GatewayClient:
 
     def join(self, worker: str, *, open_egress: bool = False, service_port: int = 8080) -> LeafGrant:
         """Become a worker with a leaf of its own."""
-        return self._grant(service_port, op="join", worker_name=worker, open_egress=open_egress, own_leaf=True)
+        number = self._send(op="join", worker_name=worker, open_egress=open_egress, own_leaf=True)
+        return _granted(self._answer("join", number), service_port)
 
     def attach(self, worker: str) -> None:
         """Become a worker that stays in the host's namespace and has tests in leaves."""
         self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False)
 
+    def order(self) -> int:
+        """Have the next test's leaf delivered without waiting for it; ``lease`` then finds it here."""
+        if self._ordered is None:
+            self._ordered = self._send(op="lease")
+        return self._ordered
+
     def lease(self, test: str, *, service_port: int = 8080) -> LeafGrant:
         """Get a fresh leaf for a test; it becomes the one that the worker's loopback is continued in."""
-        return self._grant(service_port, op="lease", test=test)
+        number = self.order()
+        try:
+            grant = _granted(self._answer("lease", number), service_port)
+        finally:
+            self._ordered = self._delivered = None
+        self.label(grant.name, test)
+        return grant
 
     def activate(self, name: str) -> None:
         """Continue the worker leaf's loopback in this leaf from now on."""
         self._ask(op="activate", leaf=name)
 
     def label(self, name: str, test: str) -> None:
-        """Book what a leaf tries on this test from now on."""
-        self._ask(op="label", leaf=name, test=test)
+        """Book what a leaf tries on this test from now on. Does not wait: what comes from the leaf later waits."""
+        self._send(op="label", leaf=name, test=test)
 
     def release(self, name: str) -> None:
         """Give a leaf up: its connections are cut, its published ports closed. Does not wait for that."""
-        try:
-            protocol.send(self._connection, {"op": "release", "leaf": name})
-        except OSError as error:
-            raise GatewayError(f"lost the gateway at 'release': {error}") from error
+        self._send(op="release", leaf=name)
 
     def flows(self, name: str) -> list[Flow]:
         """Return what was tried from a leaf that is alive, oldest first."""
@@ -119,46 +134,69 @@ class GatewayClient:
     def close(self) -> None:
         """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""
         self._connection.close()
-
-    def _grant(self, service_port: int, **request: Any) -> LeafGrant:
-        answer, descriptors = self._converse(request)
-        if len(descriptors) != 2:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            msg = f"the gateway sent {len(descriptors)} descriptors with a leaf, not 2; are descriptors used up?"
-            raise GatewayError(msg)
-        return LeafGrant(**answer, service_port=service_port, net_fd=descriptors[0], mnt_fd=descriptors[1])
+        _, descriptors = self._delivered or ({}, [])
+        self._delivered = None
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     def _ask(self, **request: Any) -> dict[str, Any]:
-        answer, _ = self._converse(request)
-        return answer
+        return self._answer(request["op"], self._send(**request))[0]
 
-    def _converse(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        operation = request["op"]
+    def _send(self, **request: Any) -> int:
+        """Send one request and return its number."""
         self._number += 1
         try:
             protocol.send(self._connection, {**request, "number": self._number})
-            answer, descriptors = self._receive(self._number)
+        except (OSError, ValueError) as error:
+            raise GatewayError(f"lost the gateway at {request['op']!r}: {error}") from error
+        return self._number
+
+    def _answer(self, operation: str, number: int) -> _Received:
+        """Return the answer to a request of ours and the descriptors with it."""
+        try:
+            answer, descriptors = self._receive(number)
         except TimeoutError as error:
             raise GatewayError(f"the gateway did not answer {operation!r} within {_TIMEOUT:.0f} s") from error
         except (OSError, ValueError) as error:
             raise GatewayError(f"lost the gateway at {operation!r}: {error}") from error
-        if answer is None:
+        if not answer:
             raise GatewayError(f"the gateway has ended; {operation!r} got no answer")
         if not answer.pop("ok"):
             raise _refusal(operation, answer)
         return answer, descriptors
 
-    def _receive(self, number: int) -> tuple[dict[str, Any] | None, list[int]]:
-        """Receive the answer to one request, past those that an exception kept from being read, as Ctrl-C may."""
+    def _receive(self, number: int) -> _Received:
+        """Receive the answer to one request; empty at the end of the connection.
+
+        A leaf that was ordered is kept until it is asked for; an answer that an exception kept from being
+        read, as Ctrl-C may, is passed over.
+        """
         while True:
+            if number == self._ordered and self._delivered is not None:
+                return self._delivered
             answer, descriptors = protocol.receive(self._connection)
-            if answer is None or answer.pop("number", None) == number:
+            if answer is None:
+                return {}, descriptors
+            told = answer.pop("number", None)
+            if told is not None and told == self._ordered:
+                self._delivered = answer, descriptors
+            if told == number:
                 return answer, descriptors
-            for descriptor in descriptors:
-                os.close(descriptor)
-            if descriptors:
-                self.release(answer["name"])
+            if told != self._ordered:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                if descriptors:
+                    self.release(answer["name"])
+
+
+def _granted(received: _Received, service_port: int) -> LeafGrant:
+    answer, descriptors = received
+    if len(descriptors) != 2:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        msg = f"the gateway sent {len(descriptors)} descriptors with a leaf, not 2; are descriptors used up?"
+        raise GatewayError(msg)
+    return LeafGrant(**answer, service_port=service_port, net_fd=descriptors[0], mnt_fd=descriptors[1])
 
 
 def _refusal(operation: str, answer: dict[str, Any]) -> Exception:

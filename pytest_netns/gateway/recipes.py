@@ -11,7 +11,7 @@ import functools
 import ipaddress
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -20,6 +20,7 @@ from pytest_netns.addressing import Addresses
 from pytest_netns.gateway import rulesets
 from pytest_netns.gateway.rulesets import ETH0_INDEX, LO_INDEX
 from pytest_netns.kernel import links
+from pytest_netns.kernel.netlink import Batch, batch
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -81,24 +82,20 @@ class Wiring:
 class Recipe:
     """The encoded messages that furnish one leaf, in the order of their use."""
 
-    veth: bytes
-    hub_side: bytes
-    leaf_side: bytes
-    hub_settled: bytes
-    ruleset: bytes
+    veth: Batch
+    hub_side: Batch
+    leaf_side: Batch
+    hub_settled: Batch
+    ruleset: Batch
 
     def for_leaf(self, own: Addresses) -> Recipe:
         """Put a leaf's own addresses and interface in the sentinels' places."""
-        index = struct.pack("=I", own.hub_ifindex)
-        veth = _addressed(own, self.veth).replace(_SENTINEL_INDEX, index)
-        return replace(
-            self,
-            veth=veth.replace(_SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()),
-            hub_side=_addressed(own, self.hub_side).replace(_SENTINEL_INDEX, index),
-            leaf_side=_addressed(own, self.leaf_side),
-            hub_settled=self.hub_settled.replace(_SENTINEL_INDEX, index),
-            ruleset=_addressed(own, self.ruleset),
-        )
+        return Recipe(*(_filled(own, getattr(self, part.name)) for part in fields(self)))
+
+
+def _filled(own: Addresses, template: Batch) -> Batch:
+    messages = _addressed(own, template.messages).replace(_SENTINEL_INDEX, struct.pack("=I", own.hub_ifindex))
+    return Batch(messages.replace(_SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()), template.last)
 
 
 def _addressed(own: Addresses, messages: bytes) -> bytes:
@@ -107,36 +104,38 @@ def _addressed(own: Addresses, messages: bytes) -> bytes:
 
 
 @functools.cache
-def _loopback_routes(alias: tuple[Address, Address]) -> bytes:
+def _loopback_routes(alias: tuple[Address, Address]) -> Batch:
     index = _SENTINEL.hub_ifindex
-    return links.add_route(index, alias[0], _SENTINEL.ipv4, replace=True) + links.add_route(
-        index, alias[1], _SENTINEL.ipv6, replace=True
+    return batch(
+        links.add_route(index, alias[0], _SENTINEL.ipv4, replace=True)
+        + links.add_route(index, alias[1], _SENTINEL.ipv6, replace=True)
     )
 
 
-def loopback_routes(own: Addresses, alias: tuple[Address, Address]) -> bytes:
+def loopback_routes(own: Addresses, alias: tuple[Address, Address]) -> Batch:
     """Return the messages that lead a shared loopback's aliases to one leaf, in place of any other."""
-    index = struct.pack("=I", own.hub_ifindex)
-    return _addressed(own, _loopback_routes(alias)).replace(_SENTINEL_INDEX, index)
+    return _filled(own, _loopback_routes(alias))
 
 
 def encode(wiring: Wiring, hub_netns: int) -> Recipe:
     """Encode the messages for leaves with this wiring; ``hub_netns`` is a descriptor of the hub."""
     return Recipe(
-        veth=links.add_veth(
-            "eth0",
-            ETH0_INDEX,
-            _MTU,
-            peer_name=_SENTINEL.hub_ifname,
-            peer_index=_SENTINEL.hub_ifindex,
-            peer_netns=hub_netns,
-            peer_group=wiring.group,
-            macs=(addressing.mac(_SENTINEL.ipv4), addressing.mac(addressing.GATEWAY)),
+        veth=batch(
+            links.add_veth(
+                "eth0",
+                ETH0_INDEX,
+                _MTU,
+                peer_name=_SENTINEL.hub_ifname,
+                peer_index=_SENTINEL.hub_ifindex,
+                peer_netns=hub_netns,
+                peer_group=wiring.group,
+                macs=(addressing.mac(_SENTINEL.ipv4), addressing.mac(addressing.GATEWAY)),
+            )
         ),
-        hub_side=_hub_side(_SENTINEL),
-        leaf_side=_leaf_side(_SENTINEL),
-        hub_settled=links.settle(_SENTINEL.hub_ifindex),
-        ruleset=rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias),
+        hub_side=batch(_hub_side(_SENTINEL)),
+        leaf_side=batch(_leaf_side(_SENTINEL)),
+        hub_settled=batch(links.settle(_SENTINEL.hub_ifindex)),
+        ruleset=batch(rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias)),
     )
 
 

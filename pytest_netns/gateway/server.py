@@ -11,8 +11,9 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError, describe
@@ -38,6 +39,13 @@ _FIRST_CLIENT_TIMEOUT: Final = 30.0  # seconds
 _RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:2 attempts:1\n"
 
 
+class Spare(NamedTuple):
+    """A leaf that is made ahead of need, and how it is wired."""
+
+    leaf: Future[Leaf]
+    wiring: Wiring
+
+
 class Gateway:
     """All that one run needs on this machine: the hub, its leaves, and who uses them."""
 
@@ -46,8 +54,8 @@ class Gateway:
         self._factory = Factory()
         self._numbers = itertools.count(1)
         self._worker_numbers = itertools.count()
-        self._workers: dict[socket.socket, Worker] = {}
-        self._spares: dict[Worker, asyncio.Task[tuple[Leaf, Wiring]]] = {}
+        self._workers: set[Worker] = set()
+        self._spares: dict[Worker, Spare] = {}
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
         self._ended = asyncio.Event()
@@ -61,7 +69,7 @@ class Gateway:
         self._hub = await self._in_hub(self._factory.start, _RESOLV_CONF)
         self._relay = Relay(self._hub, self._in_hub)
         self._publisher = Publisher(self._relay)
-        self._control = EgressControl(self._hub, self._relay, self._log, self._by_key.get)
+        self._control = EgressControl(self._hub, self._relay, self._log, self._find)
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until the last client has gone."""
@@ -76,7 +84,7 @@ class Gateway:
         """Let go of everything; the kernel takes down what no process holds."""
         for spare in self._spares.values():
             with contextlib.suppress(NetnsError, OSError):
-                (await spare)[0].close()
+                (await asyncio.wrap_future(spare.leaf)).close()
         await self._control.stop()
         self._hub.close()
         self._factory.stop()
@@ -96,71 +104,108 @@ class Gateway:
             connection.close()
             return
         connection.setblocking(False)
-        worker = self._workers[connection] = Worker(next(self._worker_numbers), pid)
-        task = asyncio.create_task(self._converse(connection, worker))
+        worker = Worker(next(self._worker_numbers), pid, connection)
+        self._workers.add(worker)
+        self._listen(worker)
+
+    def _listen(self, worker: Worker) -> None:
+        worker.heard = True
+        asyncio.get_running_loop().add_reader(worker.connection, self._read, worker)
+
+    def _ignore(self, worker: Worker) -> None:
+        worker.heard = False
+        asyncio.get_running_loop().remove_reader(worker.connection)
+
+    def _find(self, key: int | str) -> LiveLeaf | None:
+        """Return the leaf that something came from, once all is known that its worker had said of it by then."""
+        live = self._by_key.get(key)
+        while live is not None and live.owner.heard and self._read(live.owner):
+            pass
+        return self._by_key.get(key)
+
+    def _read(self, worker: Worker) -> bool:
+        """Answer a client's next request, at once if that can be; return whether there was one.
+
+        A client that has gone, or makes no sense, is hung up on.
+        """
+        try:
+            request, descriptors = protocol.receive(worker.connection)
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):
+            self._hang_up(worker)
+            return False
+        for descriptor in descriptors:  # no request carries any
+            os.close(descriptor)
+        if request is None:
+            self._hang_up(worker)
+            return False
+        number = request.pop("number", None)
+        reply = self._answer(worker, request)
+        if isinstance(reply, Awaitable):
+            self._ignore(worker)  # requests are answered in order
+            self._spawn(self._answer_later(worker, number, reply))
+        elif reply is not None:
+            self._send(worker, number, reply)
+        return True
+
+    def _answer(self, worker: Worker, request: Message) -> Reply | Awaitable[Reply] | None:
+        operation = _OPERATIONS.get(str(request.pop("op", "")))
+        if operation is None:
+            return _refusal(ValueError("no such operation"))
+        try:
+            return operation(self, worker, **request)
+        except _REFUSED as error:
+            return _refusal(error)
+
+    async def _answer_later(self, worker: Worker, number: int | None, reply: Awaitable[Reply]) -> None:
+        try:
+            answer = await reply
+        except _REFUSED as error:
+            answer = _refusal(error)
+        if self._send(worker, number, answer):
+            self._listen(worker)
+
+    def _send(self, worker: Worker, number: int | None, reply: Reply) -> bool:
+        answer, attached = reply
+        try:
+            protocol.send(worker.connection, {"ok": True, **answer, "number": number}, attached)
+        except OSError:
+            self._hang_up(worker)
+            return False
+        return True
+
+    def _hang_up(self, worker: Worker) -> None:
+        self._ignore(worker)
+        worker.connection.close()
+        self._spawn(self._take_leave(worker))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _converse(self, connection: socket.socket, worker: Worker) -> None:
-        """Answer one client's requests in order, until it has gone or makes no sense."""
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(connection, readable.set)
+    async def _take_leave(self, worker: Worker) -> None:
         try:
-            with contextlib.suppress(OSError, ValueError):
-                while await readable.wait():
-                    readable.clear()
-                    try:
-                        request, descriptors = protocol.receive(connection)
-                    except BlockingIOError:  # told twice of one message
-                        continue
-                    for descriptor in descriptors:  # no request carries any
-                        os.close(descriptor)
-                    if request is None:
-                        break
-                    if request.get("op") == "release":  # nobody waits for it
-                        await self._release(worker, str(request.get("leaf")))
-                        continue
-                    number = request.pop("number", None)
-                    answer, attached = await self._answer(worker, request)
-                    protocol.send(connection, {**answer, "number": number}, attached)
-        finally:
-            loop.remove_reader(connection)
-            connection.close()
-            try:
-                await self._bury(worker)
-            finally:  # whatever came of it, the gateway ends with its last client
-                del self._workers[connection]
-                self._end_if_unused()
+            await self._bury(worker)
+        finally:  # whatever came of it, the gateway ends with its last client
+            self._workers.discard(worker)
+            self._end_if_unused()
 
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
         spare = self._spares.pop(worker, None)
         if spare is not None:
             with contextlib.suppress(NetnsError, OSError):
-                (await spare)[0].close()
+                (await asyncio.wrap_future(spare.leaf)).close()
         await asyncio.gather(*(self._clear(worker, live) for live in worker.leaves))
 
     async def _clear(self, worker: Worker, live: LiveLeaf) -> None:
         with contextlib.suppress(NetnsError, OSError):
             await asyncio.get_running_loop().run_in_executor(None, reap, live.net_inode, worker.pid)
-        await self._drop(worker, live)
+        self._drop(worker, live)
 
-    async def _answer(self, worker: Worker, request: Message) -> Reply:
-        operation = _OPERATIONS.get(str(request.pop("op", "")))
-        if operation is None:
-            return {"ok": False, "error": "no such operation"}, ()
-        try:
-            answer, attached = await operation(self, worker, **request)
-        except (NetnsError, OSError, KeyError, TypeError, ValueError) as error:
-            return {
-                "ok": False,
-                "error": describe(error),
-                "errno": getattr(error, "errno", None),
-            }, ()
-        return {"ok": True, **answer}, attached
-
-    async def _hello(self, worker: Worker) -> Reply:
+    def _hello(self, worker: Worker) -> Reply:
         """Show that the gateway serves, and does not just end with a connection waiting at its socket."""
         del worker
         return {}, ()
@@ -179,33 +224,37 @@ class Gateway:
         leaf = await self._in_hub(self._factory.make, next(self._numbers), wiring)
         worker.own = self._register(worker, worker_name, leaf, worker.egress, "(outside of any test)")
         self._route_loopback(worker.own, worker.worker_alias)
-        self._prepare(worker)
+        self._spares[worker] = self._prepare(worker)
         return _granted(worker.own)
 
-    async def _lease(self, worker: Worker, test: str) -> Reply:
+    def _lease(self, worker: Worker) -> Reply | Awaitable[Reply]:
         """Hand out a fresh test leaf, and start making the next."""
-        if worker not in self._spares:
-            self._prepare(worker)
-        leaf, wiring = await self._spares.pop(worker)
-        if wiring != worker.test_wiring():
+        if not worker.name:
+            raise ValueError("a client has to join before it gets leaves")
+        spare = self._spares.pop(worker, None) or self._prepare(worker)
+        if spare.wiring != worker.test_wiring():
             msg = "a leaf was made ahead of time for other wiring"
             raise ValueError(msg)
+        if spare.leaf.done():
+            return self._hand_out(worker, spare.leaf.result())
+        return self._hand_out_later(worker, spare)
+
+    async def _hand_out_later(self, worker: Worker, spare: Spare) -> Reply:
+        return self._hand_out(worker, await asyncio.wrap_future(spare.leaf))
+
+    def _hand_out(self, worker: Worker, leaf: Leaf) -> Reply:
         worker.made += 1
-        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, Egress.CLOSED, test)
+        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, Egress.CLOSED, "")
         worker.tests[live.name] = live
-        await self._activate(worker, live.name)
-        self._prepare(worker)
+        self._activate(worker, live.name)
+        self._spares[worker] = self._prepare(worker)
         return _granted(live)
 
-    def _prepare(self, worker: Worker) -> None:
+    def _prepare(self, worker: Worker) -> Spare:
         wiring = worker.test_wiring()
+        return Spare(self._factory.submit(self._factory.make, next(self._numbers), wiring), wiring)
 
-        async def make() -> tuple[Leaf, Wiring]:
-            return await self._in_hub(self._factory.make, next(self._numbers), wiring), wiring
-
-        self._spares[worker] = asyncio.create_task(make())
-
-    async def _activate(self, worker: Worker, leaf: str) -> Reply:
+    def _activate(self, worker: Worker, leaf: str) -> Reply:
         """Make a leaf the one that the worker leaf's loopback is continued in."""
         worker.current = worker.tests[leaf]
         self._route_loopback(worker.current, worker.test_alias)
@@ -214,16 +263,15 @@ class Gateway:
     def _route_loopback(self, live: LiveLeaf, alias: tuple[Address, Address]) -> None:
         self._hub.switch.request(loopback_routes(live.leaf.addresses, alias), "route a shared loopback")
 
-    async def _label(self, worker: Worker, leaf: str, test: str) -> Reply:
+    def _label(self, worker: Worker, leaf: str, test: str) -> None:
         self._named(worker, leaf).test = test
-        return {}, ()
 
-    async def _release(self, worker: Worker, leaf: str) -> None:
+    def _release(self, worker: Worker, leaf: str) -> None:
         live = next((live for live in worker.leaves if live.name == leaf), None)
         if live is not None:
-            await self._drop(worker, live)
+            self._drop(worker, live)
 
-    async def _drop(self, worker: Worker, live: LiveLeaf) -> None:
+    def _drop(self, worker: Worker, live: LiveLeaf) -> None:
         worker.tests.pop(live.name, None)
         if worker.own is live:
             worker.own = None
@@ -237,19 +285,19 @@ class Gateway:
         self._log.forget(live.name)
         self._factory.drop(live.leaf)
 
-    async def _flows(self, worker: Worker, leaf: str) -> Reply:
+    def _flows(self, worker: Worker, leaf: str) -> Reply:
         self._named(worker, leaf)
         return {"flows": [flow.to_dict() for flow in self._log.of(leaf)[-_FLOWS_AT_MOST:]]}, ()
 
-    async def _blocked(self, worker: Worker) -> Reply:
+    def _blocked(self, worker: Worker) -> Reply:
         del worker
         rows = [[row.endpoint, row.count, row.first_test] for row in self._log.blocked()]
         return {"blocked": rows[:_FLOWS_AT_MOST], "more": max(0, len(rows) - _FLOWS_AT_MOST)}, ()
 
-    async def _publish(self, worker: Worker, leaf: str, port: int) -> Reply:
+    def _publish(self, worker: Worker, leaf: str, port: int) -> Reply:
         return {"port": self._publisher.open(self._named(worker, leaf), port)}, ()
 
-    async def _unpublish(self, worker: Worker, port: int) -> Reply:
+    def _unpublish(self, worker: Worker, port: int) -> Reply:
         del worker
         self._publisher.close_port(port)
         return {}, ()
@@ -265,10 +313,12 @@ class Gateway:
 
 
 _FLOWS_AT_MOST: Final = 200
-_OPERATIONS: Final[dict[str, Callable[..., Awaitable[Reply]]]] = {
+_REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
+_OPERATIONS: Final[dict[str, Callable[..., Reply | Awaitable[Reply] | None]]] = {
     "hello": Gateway._hello,  # noqa: SLF001
     "join": Gateway._join,  # noqa: SLF001
     "lease": Gateway._lease,  # noqa: SLF001
+    "release": Gateway._release,  # noqa: SLF001
     "activate": Gateway._activate,  # noqa: SLF001
     "label": Gateway._label,  # noqa: SLF001
     "flows": Gateway._flows,  # noqa: SLF001
@@ -276,6 +326,10 @@ _OPERATIONS: Final[dict[str, Callable[..., Awaitable[Reply]]]] = {
     "publish": Gateway._publish,  # noqa: SLF001
     "unpublish": Gateway._unpublish,  # noqa: SLF001
 }
+
+
+def _refusal(error: Exception) -> Reply:
+    return {"ok": False, "error": describe(error), "errno": getattr(error, "errno", None)}, ()
 
 
 def _granted(live: LiveLeaf) -> Reply:

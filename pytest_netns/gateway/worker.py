@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import socket
 from dataclasses import dataclass, field
 
 from pytest_netns import addressing
@@ -43,10 +44,16 @@ class LiveLeaf:
 
 @dataclass(eq=False)
 class Worker:
-    """A connected pytest process."""
+    """A connected pytest process.
+
+    Attributes:
+        heard: whether it is listened to; not while an answer to it takes time, and not once it has gone.
+    """
 
     number: int
     pid: int
+    connection: socket.socket
+    heard: bool = False
     name: str = ""
     egress: Egress = Egress.CLOSED
     own: LiveLeaf | None = None

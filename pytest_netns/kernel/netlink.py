@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pytest_netns.errors import KernelError
 
@@ -31,6 +31,29 @@ _RECEIVE_BYTES: Final = 65536
 _TIMEOUT: Final = 10.0  # seconds; an acknowledgement takes microseconds unless the machine is stuck
 
 
+class Batch(NamedTuple):
+    """Messages that are numbered and ready to be sent, with the number of the last."""
+
+    messages: bytes
+    last: int
+
+
+def batch(messages: bytes) -> Batch:
+    """Number encoded messages and ask for an acknowledgement of the last one that can give it."""
+    numbered = bytearray(messages)
+    sequence = offset = last_offset = last = 0
+    while offset < len(numbered):
+        length, kind, flags, _, _ = _HEADER.unpack_from(numbered, offset)
+        sequence += 1
+        _HEADER.pack_into(numbered, offset, length, kind, flags, sequence, 0)
+        if kind != _NFNL_MSG_BATCH_END:  # kernels before 6.10 do not acknowledge it
+            last_offset, last = offset, sequence
+        offset += (length + 3) & ~3
+    length, kind, flags, _, _ = _HEADER.unpack_from(numbered, last_offset)
+    _HEADER.pack_into(numbered, last_offset, length, kind, flags | NLM_F_ACK, last, 0)
+    return Batch(bytes(numbered), last)
+
+
 class NetlinkSocket:
     """A netlink socket of the network namespace in which it was made, usable from any other."""
 
@@ -39,24 +62,23 @@ class NetlinkSocket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT)
         self._socket.bind((0, 0))
-        self._sequence = 0
 
-    def request(self, messages: bytes, what: str) -> None:
+    def request(self, messages: bytes | Batch, what: str) -> None:
         """Send encoded messages back to back and return when the kernel has carried out all of them.
 
         Raises:
             KernelError: the kernel refused one; ``what`` names the request in its text.
         """
-        batch, last = self._number(messages)
-        self._socket.send(batch)
+        ready = messages if isinstance(messages, Batch) else batch(messages)
+        self._socket.send(ready.messages)
         refused = 0
         while True:
             for sequence, kind, payload in _split(self._socket.recv(_RECEIVE_BYTES)):
                 if kind != _NLMSG_ERROR:
                     continue
                 refused = refused or -int.from_bytes(payload[:4], "little", signed=True)
-                if refused or sequence == last:
-                    self._finish(refused, what, drained=sequence == last)
+                if refused or sequence == ready.last:
+                    self._finish(refused, what, drained=sequence == ready.last)
                     return
 
     def close(self) -> None:
@@ -66,21 +88,6 @@ class NetlinkSocket:
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._socket.fileno()
-
-    def _number(self, messages: bytes) -> tuple[bytes, int]:
-        """Number the messages and ask for an acknowledgement of the last one that can give it."""
-        batch = bytearray(messages)
-        offset = last_offset = 0
-        while offset < len(batch):
-            length, kind, flags, _, _ = _HEADER.unpack_from(batch, offset)
-            self._sequence += 1
-            _HEADER.pack_into(batch, offset, length, kind, flags, self._sequence, 0)
-            if kind != _NFNL_MSG_BATCH_END:  # kernels before 6.10 do not acknowledge it
-                last_offset = offset
-            offset += (length + 3) & ~3
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(batch, last_offset)
-        _HEADER.pack_into(batch, last_offset, length, kind, flags | NLM_F_ACK, sequence, 0)
-        return bytes(batch), sequence
 
     def _finish(self, refused: int, what: str, *, drained: bool) -> None:
         if not refused:
