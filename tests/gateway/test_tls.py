@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import ssl
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -57,7 +60,7 @@ def named(name: bytes) -> bytes:
 
 PADDING = b"\0\x15" + sized(bytes(500))
 ENCRYPTED = b"\xfe\x0d" + sized(b"\0\0\1\0\1\7" + sized(bytes(32)) + sized(b"evil.example" * 9))
-FIRST, SECOND = real(NAME), real("evil.example.com", curve="prime256v1")
+FIRST, SECOND, ANONYMOUS = real(NAME), real("evil.example.com", curve="prime256v1"), real(None)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -255,7 +258,7 @@ class TestSecondHello:
 
     def test_with_another_name(self, between: bytes) -> None:
         """Another name is not let through, at the latest when its last byte comes."""
-        for second in (SECOND, real(None), record(SECOND[5:9]) + between + record(SECOND[9:])):
+        for second in (SECOND, ANONYMOUS, record(SECOND[5:9]) + between + record(SECOND[9:])):
             reader = HelloReader()
             assert reader.feed(FIRST + between + second[:-1]) == NAME
             assert reader.feed(second[-1:]) is Hello.MALFORMED
@@ -284,3 +287,72 @@ def test_rest_of_a_session(name: str | None, rest: bytes) -> None:
     expected = name or Hello.NAMELESS
     assert reader.feed(real(name)) == expected
     assert {reader.feed(rest[place : place + 1]) for place in range(len(rest))} == {expected}
+
+
+# A certificate for "x" and its key, which nobody has ever trusted.
+CERTIFICATE = (
+    "MIIBEzCBuwIUBA/aKpRJhLPp1VnXLqoWrDBhDdIwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeDAgFw0yNjExMjIwNjMwNTVaGA8y"
+    "MTI2MTAyOTA2MzA1NVowDDEKMAgGA1UEAwwBeDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABI+dzv01Y17QWybM1LDa4/GvOAa4"
+    "Cw6RTJEA9aflYb1HpcboaJP9k1Gc3W10212zjAFDWJB2AtCxEyivjlM103UwCgYIKoZIzj0EAwIDRwAwRAIgVvf2CYh92sE2wkBb"
+    "AdZzujjom884f/EmyujFfB02D+ACIDC46/N7IK43tpSlpZ0LP79rKU+mqoxySEQwMAOrDqo+"
+)
+KEY = (
+    "MHcCAQEEIACSy7/wk6Tvvh8m7WYNuwk40q6H4Gp+FrN4sqotHwnfoAoGCCqGSM49AwEHoUQDQgAEj53O/TVjXtBbJszUsNrj8a84"
+    "BrgLDpFMkQD1p+VhvUelxuhok/2TUZzdbXTbXbOMAUNYkHYC0LETKK+OUzXTdQ=="
+)
+
+
+@pytest.fixture(scope="module")
+def names_seen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], list[str | None]]:
+    """Return what tells which names a server, OpenSSL's, reads from a client's stream."""
+    folder: Path = tmp_path_factory.mktemp("server")
+    (folder / "certificate").write_text(ssl.DER_cert_to_PEM_cert(base64.b64decode(CERTIFICATE)), encoding="ascii")
+    lines = ("-----BEGIN EC PRIVATE KEY-----", KEY, "-----END EC PRIVATE KEY-----")
+    (folder / "key").write_text("\n".join(lines), encoding="ascii")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "certificate", folder / "key")
+    context.set_ecdh_curve("prime256v1")
+    seen: list[str | None] = []
+    context.sni_callback = lambda _server, name, _context: seen.append(name)
+
+    def names(stream: bytes) -> list[str | None]:
+        seen.clear()
+        incoming = ssl.MemoryBIO()
+        incoming.write(stream)
+        with pytest.raises(ssl.SSLError):
+            context.wrap_bio(incoming, ssl.MemoryBIO(), server_side=True).do_handshake()
+        return seen.copy()
+
+    return names
+
+
+def test_a_server_goes_by_the_second_name(names_seen: Callable[[bytes], list[str | None]]) -> None:
+    """The reason to watch for a second hello: a server asks for it, and takes the name from that."""
+    assert names_seen(FIRST) == [NAME]
+    assert names_seen(FIRST + SECOND) == [NAME, "evil.example.com"]
+    assert names_seen(record(b"") + SECOND) == ["evil.example.com"]
+
+
+NOISE = [ALERT, CHANGE_CIPHER, DATA, *(record(b"", b"\3\3", kind) for kind in range(20, 25)), FIRST, SECOND, b"\0"]
+
+
+@st.composite
+def dialogues(draw: st.DrawFn) -> bytes:
+    """Make streams of hellos in pieces, with other records before, between and after."""
+    pieces: list[bytes] = []
+    for message in draw(st.lists(st.sampled_from([FIRST, SECOND, ANONYMOUS, named(b"short")]), min_size=1, max_size=3)):
+        cuts = draw(st.lists(st.integers(1, len(message) - 6), max_size=2))
+        for start, end in itertools.pairwise([0, *sorted(set(cuts)), len(message) - 5]):
+            version = draw(st.sampled_from([b"\3\1", b"\3\1", b"\3\3", b"\3\0", b"\2\0"]))
+            pieces += [*draw(st.lists(st.sampled_from(NOISE), max_size=1)), record(message[5:][start:end], version)]
+    return b"".join(pieces)
+
+
+@given(dialogues())
+def test_agrees_with_a_server(names_seen: Callable[[bytes], list[str | None]], stream: bytes) -> None:
+    """No stream makes a server go by another name than the one that was read."""
+    asked, seen = server_name(stream), names_seen(stream)
+    if isinstance(asked, str):
+        assert set(seen) <= {asked}
+    elif asked is not Hello.MALFORMED:
+        assert set(seen) <= ({None} if asked is Hello.NAMELESS else set())
