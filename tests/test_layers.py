@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"addressing", "errors", "policy"},
+    {"addressing", "errors", "policy", "rules"},
     {"kernel"},
     {"gateway"},
     {"checkup", "doctor", "namespace", "service", "sysctl", "visit"},
