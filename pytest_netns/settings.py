@@ -6,57 +6,30 @@ the place it stands in and the forms that are right.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from pytest_netns.errors import NetnsError
+from pytest_netns import values
+from pytest_netns.values import EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Scope, SettingsError, listed
 
-__all__ = ["ItemSettings", "Mark", "Mode", "Scope", "Settings", "SettingsError"]
+__all__ = [
+    "EGRESS_MODES",
+    "FORMS",
+    "SCOPES",
+    "EgressMode",
+    "ItemSettings",
+    "Mark",
+    "Mode",
+    "Scope",
+    "Settings",
+    "SettingsError",
+]
 
 DEFAULT_PORT: Final = 8080
 MARKER: Final = "netns"
 OPT_OUT: Final = "no_netns"
-ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_service"})
-
-_MAX_PORT: Final = 65_535
-
-
-class SettingsError(NetnsError, ValueError):
-    """A setting has a value that means nothing; the text names value, place and the right forms."""
-
-
-class Mode(enum.Enum):
-    """Which tests run in a leaf."""
-
-    ALL = "all"
-    MARKED = "marked"
-    OFF = "off"
-
-
-class Scope(enum.IntEnum):
-    """How long a leaf lives; the broader, the greater."""
-
-    FUNCTION = 1
-    CLASS = 2
-    MODULE = 3
-    PACKAGE = 4
-    SESSION = 5
-
-    @property
-    def word(self) -> str:
-        """The scope as pytest spells it."""
-        return self.name.lower()
-
-
-SCOPES: Final = tuple(scope.word for scope in Scope)
-MODES: Final = tuple(mode.value for mode in Mode)
-FORMS: Final = {
-    "netns": f"one of {', '.join(MODES)}",
-    "netns_scope": f"one of {', '.join(SCOPES)}",
-    "netns_port": f"a whole number from 1 to {_MAX_PORT}",
-}
+ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_egress", "netns_service"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +52,9 @@ class Settings:
         scope: how long a leaf lives.
         port: the service port.
         skip_unsupported: whether tests are skipped where isolation cannot work, instead of stopping.
+        allow: the egress rules for every test, each in its canonical form.
+        egress: what becomes of an attempt to reach something that no rule allows.
+        log: the file that every attempt is written to, as it was given; None if none was.
     """
 
     mode: Mode = Mode.MARKED
@@ -86,29 +62,36 @@ class Settings:
     scope: Scope = Scope.FUNCTION
     port: int = DEFAULT_PORT
     skip_unsupported: bool = False
+    allow: tuple[str, ...] = ()
+    egress: EgressMode = EgressMode.BLOCK
+    log: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], ini: Mapping[str, Any]) -> Settings:
-        """Make one of the command line and the configuration file, where the command line wins.
+        """Make one of the command line and the configuration file, where the command line wins, and rules add up.
 
         Args:
-            options: ``mode``, ``scope``, ``port`` and ``unsupported``; None where not given.
-            ini: ``netns``, ``netns_scope`` and ``netns_port``; None where not given.
+            options: ``mode``, ``scope``, ``port``, ``unsupported``, ``allow``, ``egress`` and ``egress_log``; None
+                where not given.
+            ini: ``netns``, ``netns_scope``, ``netns_port``, ``netns_allow`` and ``netns_egress``; None where not given.
 
         Raises:
             SettingsError: a value means nothing.
         """
-        mode = _first(_mode, ("command line", options.get("mode")), ("ini option netns", ini.get("netns")))
-        scope = _first(
-            _scope, ("--netns-scope", options.get("scope")), ("ini option netns_scope", ini.get("netns_scope"))
+        mode = _first(values.mode, ("command line", options.get("mode")), ("ini option netns", ini.get("netns")))
+        allow = (
+            *values.rules_in_file(ini.get("netns_allow") or (), "ini option netns_allow"),
+            *values.rules(options.get("allow") or (), "--netns-allow"),
         )
-        port = _first(_port, ("--netns-port", options.get("port")), ("ini option netns_port", ini.get("netns_port")))
         return cls(
             mode=mode or Mode.MARKED,
             said=mode is not None,
-            scope=scope or Scope.FUNCTION,
-            port=port or DEFAULT_PORT,
+            scope=_first(values.scope, *_given("scope", options, ini)) or Scope.FUNCTION,
+            port=_first(values.port, *_given("port", options, ini)) or DEFAULT_PORT,
             skip_unsupported=options.get("unsupported") == "skip",
+            allow=_once(allow),
+            egress=_first(values.egress, *_given("egress", options, ini)) or EgressMode.BLOCK,
+            log=options.get("egress_log"),
         )
 
     def for_item(self, marks: Iterable[Mark], fixtures: Iterable[str] = ()) -> ItemSettings:
@@ -122,12 +105,14 @@ class Settings:
             SettingsError: a marker has an argument that means nothing.
         """
         keywords: dict[str, Any] = {}
+        allow: tuple[str, ...] = ()
         closest: Mark | None = None
         for mark in marks:
-            values = _keywords(mark)
+            found = _keywords(mark)
             if closest is None or (closest.place == mark.place and mark.name == OPT_OUT):
                 closest = mark
-            keywords = values | keywords
+            allow = (*found.pop("allow", ()), *allow)
+            keywords = found | keywords
         opted_out = closest is not None and closest.name == OPT_OUT
         asks = closest is not None or not ISOLATING_FIXTURES.isdisjoint(fixtures)
         wanted = self.mode is Mode.ALL or (self.mode is Mode.MARKED and asks)
@@ -136,6 +121,8 @@ class Settings:
             scope=keywords.get("scope", self.scope),
             port=keywords.get("port", self.port),
             opted_out_by=closest.place if closest is not None and opted_out else None,
+            allow=_once((*self.allow, *allow)),
+            sni=keywords.get("sni", True),
         )
 
 
@@ -148,12 +135,16 @@ class ItemSettings:
         scope: how long that leaf lives.
         port: the test's service port.
         opted_out_by: the node that carries the ``no_netns`` marker which decided, or None.
+        allow: its egress rules, the run's and those of broader markers first.
+        sni: whether TLS clients that were let through by name have to ask the server for that name.
     """
 
     isolated: bool
     scope: Scope
     port: int
-    opted_out_by: str | None = field(default=None)
+    opted_out_by: str | None = None
+    allow: tuple[str, ...] = ()
+    sni: bool = True
 
 
 _T = TypeVar("_T")
@@ -161,34 +152,25 @@ _T = TypeVar("_T")
 
 def _first(parse: Callable[[object, str], _T], *given: tuple[str, object]) -> _T | None:
     """Check every value that was given, each with its place, and return the first."""
-    values = [parse(value, place) for place, value in given if value is not None]
-    return values[0] if values else None
+    found = [parse(value, place) for place, value in given if value is not None]
+    return found[0] if found else None
 
 
-def _mode(value: object, place: str) -> Mode:
-    if not isinstance(value, str) or value not in MODES:
-        raise SettingsError(f"{place}: {value!r} is no mode; write {FORMS['netns']}")
-    return Mode(value)
+def _given(name: str, options: Mapping[str, Any], ini: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Return what was said of a setting, with each place, the one that wins first."""
+    return [(f"--netns-{name}", options.get(name)), (f"ini option netns_{name}", ini.get(f"netns_{name}"))]
 
 
-def _scope(value: object, place: str) -> Scope:
-    if not isinstance(value, str) or value not in SCOPES:
-        raise SettingsError(f"{place}: {value!r} is no scope; write {FORMS['netns_scope']}")
-    return Scope[value.upper()]
+def _once(rules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(rules))
 
 
-def _port(value: object, place: str) -> int:
-    number = -1
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        number = int(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        number = value
-    if not 1 <= number <= _MAX_PORT:
-        raise SettingsError(f"{place}: {value!r} is no port; write {FORMS['netns_port']}")
-    return number
-
-
-_MARKER_KEYWORDS: Final = {"port": _port, "scope": _scope}
+_MARKER_KEYWORDS: Final[dict[str, Callable[[object, str], Any]]] = {
+    "port": values.port,
+    "scope": values.scope,
+    "allow": values.rules,
+    "sni": values.flag,
+}
 
 
 def _keywords(mark: Mark) -> dict[str, Any]:
@@ -196,20 +178,16 @@ def _keywords(mark: Mark) -> dict[str, Any]:
     place = f"marker {mark.name} on {mark.place or 'the session'}"
     if mark.name == OPT_OUT:
         if mark.args or mark.kwargs:
-            given = _listed([*map(repr, mark.args), *mark.kwargs])
+            given = listed([*map(repr, mark.args), *mark.kwargs])
             raise SettingsError(f"{place}: unexpected {given}; write @pytest.mark.{OPT_OUT}, without arguments")
         return {}
     if mark.args:
         right = ", ".join(f"{name}=..." for name in _MARKER_KEYWORDS)
-        given = _listed(map(repr, mark.args))
+        given = listed(map(repr, mark.args))
         raise SettingsError(f"{place}: unexpected positional {given}; write @pytest.mark.{MARKER}({right})")
-    values = {}
+    found = {}
     for name, value in mark.kwargs.items():
         if name not in _MARKER_KEYWORDS:
-            raise SettingsError(f"{place}: unknown keyword {name!r}; known are {_listed(_MARKER_KEYWORDS)}")
-        values[name] = _MARKER_KEYWORDS[name](value, f"{place}, {name}")
-    return values
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
+            raise SettingsError(f"{place}: unknown keyword {name!r}; known are {listed(_MARKER_KEYWORDS)}")
+        found[name] = _MARKER_KEYWORDS[name](value, f"{place}, {name}")
+    return found

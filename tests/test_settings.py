@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_netns.settings import ItemSettings, Mark, Mode, Scope, Settings, SettingsError
+from pytest_netns.settings import EgressMode, ItemSettings, Mark, Mode, Scope, Settings, SettingsError
 
 
 def mark(place: str = "test_a.py::test", /, *args: Any, name: str = "netns", **kwargs: Any) -> Mark:
@@ -33,6 +33,9 @@ def opt_out(place: str = "test_a.py::test") -> Mark:
         ({}, {"netns_port": 1}, Settings(port=1)),
         ({}, {"netns_port": 65_535}, Settings(port=65_535)),
         ({"unsupported": "skip"}, {}, Settings(skip_unsupported=True)),
+        ({"egress": "fail"}, {"netns_egress": "record"}, Settings(egress=EgressMode.FAIL)),
+        ({}, {"netns_egress": "record"}, Settings(egress=EgressMode.RECORD)),
+        ({"egress_log": "a.jsonl"}, {}, Settings(log="a.jsonl")),
     ],
 )
 def test_command_line_beats_configuration_file(
@@ -40,6 +43,22 @@ def test_command_line_beats_configuration_file(
 ) -> None:
     """What is given on the command line wins, what is given nowhere has its default."""
     assert Settings.of(options, ini) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "ini", "expected"),
+    [
+        (["a.example:443"], None, ("a.example:443",)),
+        (None, ["a.example:443"], ("a.example:443",)),
+        (["b.example", "a.example"], ["c.example"], ("c.example", "b.example", "a.example")),
+        (["A.example.:443", "a.example:443"], ["a.example:443/tcp"], ("a.example:443",)),
+        (None, ["", "# the stock exchange", "  # and more", " a.example:443 "], ("a.example:443",)),
+        ([], [], ()),
+    ],
+)
+def test_rules_add_up(options: list[str] | None, ini: list[str] | None, expected: tuple[str, ...]) -> None:
+    """Rules of the file and of the command line hold together, each once, in its canonical form."""
+    assert Settings.of({"allow": options}, {"netns_allow": ini}).allow == expected
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,14 @@ def test_command_line_beats_configuration_file(
         ({"port": "²"}, {}, ("--netns-port", "'²'")),
         ({}, {"netns_port": True}, ("ini option netns_port", "True")),
         ({}, {"netns_port": 8080.0}, ("ini option netns_port", "8080.0")),
+        ({"egress": "warn"}, {}, ("--netns-egress", "'warn'", "block, record, fail")),
+        ({}, {"netns_egress": True}, ("ini option netns_egress", "True", "block, record, fail")),
+        ({"allow": ["a.example:https"]}, {}, ("--netns-allow: 'a.example:https'", "write a.example:443")),
+        ({"allow": [""]}, {}, ("--netns-allow: ''", "no egress rule")),
+        ({"allow": ["# a comment"]}, {}, ("--netns-allow: '# a comment'", "no egress rule")),
+        ({}, {"netns_allow": ["https://a.example/"]}, ("ini option netns_allow: 'https://a", "write a.example:443")),
+        ({}, {"netns_allow": [443]}, ("ini option netns_allow: 443", "int")),
+        ({}, {"netns_allow": {"a.example": 443}}, ("ini option netns_allow: {'a.example': 443}", "a list of rules")),
     ],
 )
 def test_wrong_value_is_named(options: dict[str, Any], ini: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -75,6 +102,7 @@ def test_wrong_value_is_named(options: dict[str, Any], ini: dict[str, Any], word
         (Mode.MARKED, [mark()], [], True),
         (Mode.MARKED, [], ["netns"], True),
         (Mode.MARKED, [], ["netns_service"], True),
+        (Mode.MARKED, [], ["netns_egress"], True),
         (Mode.MARKED, [opt_out(), mark("test_a.py")], [], False),
         (Mode.MARKED, [mark(), opt_out("test_a.py")], [], True),
         (Mode.MARKED, [mark(), opt_out()], [], False),
@@ -103,14 +131,42 @@ def test_closest_marker_wins_keyword_by_keyword(marks: list[Mark], expected: tup
 
 
 @pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ([], (("run.example",), True)),
+        ([mark(allow="a.example")], (("run.example", "a.example"), True)),
+        ([mark(allow=["b.example", "a.example"])], (("run.example", "b.example", "a.example"), True)),
+        (
+            [mark(allow=("a.example",)), mark("test_a.py::Test", port=1), mark("test_a.py", allow=["m.example"])],
+            (("run.example", "m.example", "a.example"), True),
+        ),
+        ([mark(allow=["run.example", "A.example"]), mark(allow=["a.example"])], (("run.example", "a.example"), True)),
+        ([mark(allow=[])], (("run.example",), True)),
+        ([mark(sni=False)], (("run.example",), False)),
+        ([mark(sni=True), mark("test_a.py", sni=False)], (("run.example",), True)),
+    ],
+)
+def test_rules_of_markers_add_up(marks: list[Mark], expected: tuple[tuple[str, ...], bool]) -> None:
+    """A test may reach what all of its markers allow, broader ones first, and ``sni`` is the closest one's."""
+    found = Settings(allow=("run.example",)).for_item(marks)
+    assert (found.allow, found.sni) == expected
+
+
+@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (mark("a.py::t", 8080), ("a.py::t", "positional 8080", "port=...")),
-        (mark("a.py::t", prot=8080), ("a.py::t", "'prot'", "port, scope")),
+        (mark("a.py::t", prot=8080), ("a.py::t", "'prot'", "port, scope, allow, sni")),
         (mark("a.py::t", port=0), ("a.py::t", "port: 0", "1 to 65535")),
         (mark("a.py::t", port=True), ("a.py::t", "port: True")),
         (mark("a.py::t", port=None), ("a.py::t", "port: None")),
         (mark("a.py::t", scope="file"), ("a.py::t", "'file'", "function, class")),
+        (mark("a.py::t", allow="a.example:port"), ("a.py::t, allow: 'a.example:port' is no egress rule",)),
+        (mark("a.py::t", allow=["a.example", 443]), ("a.py::t, allow: 443", "int")),
+        (mark("a.py::t", allow=None), ("a.py::t, allow: None is no list",)),
+        (mark("a.py::t", allow={"a.example"}), ("a.py::t, allow: {'a.example'} is no list",)),
+        (mark("a.py::t", allow=[""]), ("a.py::t, allow: ''",)),
+        (mark("a.py::t", sni=0), ("a.py::t, sni: 0", "True or False")),
         (mark("", scope="file"), ("on the session", "'file'")),
         (mark("a.py::t", "reason", name="no_netns"), ("a.py::t", "'reason'", "@pytest.mark.no_netns")),
         (mark("a.py::t", name="no_netns", port=1), ("a.py::t", "port", "@pytest.mark.no_netns")),
