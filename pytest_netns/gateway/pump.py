@@ -1,0 +1,311 @@
+"""Carry one TCP connection between two sockets: little data at little delay, much of it at little cost.
+
+What a direction moves at first goes through the process; once it has moved much, through a pipe that the
+kernel fills and empties. A pipe is borrowed for as long as something is in it, so that connections that
+are open and silent cost none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+CHUNK: Final = 64 * 1024  # bytes that are read at once, and that an inspection is shown at most
+
+_BULK: Final = 256 * 1024  # bytes after which a direction counts as one that moves much
+_PIPE: Final = 512 * 1024
+_SPARE_PIPES: Final = 4
+_SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+Inspect: TypeAlias = "Callable[[bytes], bool | None]"
+
+
+@dataclass(slots=True)
+class Volume:
+    """How many bytes a connection has carried so far: from its client, and to it."""
+
+    sent: int = 0
+    received: int = 0
+
+    def add_sent(self, size: int) -> None:
+        """Count what was passed on from the client."""
+        self.sent += size
+
+    def add_received(self, size: int) -> None:
+        """Count what was passed on to the client."""
+        self.received += size
+
+
+def reset(opened: socket.socket) -> None:
+    """Close a connection so that the other end sees a reset."""
+    with contextlib.suppress(OSError):
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    opened.close()
+
+
+async def carry(
+    client: socket.socket,
+    upstream: socket.socket,
+    volume: Volume,
+    inspect: Inspect | None = None,
+    pipes: Pipes | None = None,
+) -> bool:
+    """Copy both ways until both have said their last; a reset on one side, or being cancelled, resets the other.
+
+    The sockets are connected and non-blocking, and closed at the end. Before anything of the client's is passed on,
+    ``inspect`` is called with all of it so far: True passes it on, False resets both sides, None waits for more.
+    At the client's end, and at CHUNK bytes, there is no more to wait for, and None passes it on.
+
+    Returns False where the inspection said so, else True. Connections that share ``pipes`` get along with few.
+    """
+    shared = _Shared(Pipes() if pipes is None else pipes)
+    there = _Direction(client, upstream, volume.add_sent, shared, inspect)
+    back = _Direction(upstream, client, volume.add_received, shared)
+    end: Exception | None = InterruptedError()
+    try:
+        there.start()
+        back.start()
+        end = await shared.ended
+    finally:
+        there.stop()
+        back.stop()
+        if pipes is None:
+            shared.pipes.close()
+        for opened in (client, upstream):
+            opened.close() if end is None else reset(opened)
+    if end is None or isinstance(end, OSError):
+        return True
+    if isinstance(end, _RefusedError):
+        return False
+    raise end
+
+
+class _RefusedError(Exception):
+    """The inspection said no."""
+
+
+class _Block:
+    """What one side said and the other has not taken yet; no more is read before that is gone."""
+
+    __slots__ = ("_data", "_inspect", "held")
+
+    def __init__(self, inspect: Inspect | None = None) -> None:
+        self._inspect, self._data = inspect, b""
+        self.held = 0  # what may be passed on: nothing while the inspection waits for more
+
+    def room(self) -> int:
+        return 0 if self.held else CHUNK - len(self._data)
+
+    def fill(self, source: socket.socket) -> int:
+        data = source.recv(CHUNK - len(self._data))
+        self._data += data
+        if self._inspect is None or self._passes(self._inspect, final=not data):
+            self.held = len(self._data)
+        return len(data)
+
+    def drain(self, sink: socket.socket) -> int:
+        given = sink.send(self._data)
+        self._data = self._data[given:]
+        self.held -= given
+        return given
+
+    def _passes(self, inspect: Inspect, *, final: bool) -> bool:
+        verdict = None if final else inspect(self._data)
+        if verdict is False:
+            raise _RefusedError
+        if verdict is None and not final and self.room():
+            return False
+        self._inspect = None
+        return True
+
+
+class _Pipe:
+    """The same in the kernel, which moves pages in and out without a copy."""
+
+    __slots__ = ("_input", "_output", "_size", "held")
+
+    def __init__(self) -> None:
+        self._output, self._input = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        with contextlib.suppress(OSError):  # the kernel limits what all pipes of a user take
+            fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, _PIPE)
+        self._size = fcntl.fcntl(self._input, fcntl.F_GETPIPE_SZ)
+        self.held = 0
+
+    def room(self) -> int:
+        return self._size - self.held
+
+    def fill(self, source: socket.socket) -> int:
+        taken = os.splice(source.fileno(), self._input, self.room(), flags=_SPLICE)
+        self.held += taken
+        return taken
+
+    def drain(self, sink: socket.socket) -> int:
+        given = os.splice(self._output, sink.fileno(), self.held, flags=_SPLICE)
+        self.held -= given
+        return given
+
+    def close(self) -> None:
+        os.close(self._input)
+        os.close(self._output)
+
+
+class Pipes:
+    """Pipes for the connections of one loop; each is lent while something is in it."""
+
+    def __init__(self) -> None:
+        self._spare: list[_Pipe] = []
+
+    def lend(self) -> _Pipe | None:
+        """Return an empty pipe; None where there are no descriptors for one, or only a small one is to be had."""
+        if self._spare:
+            return self._spare.pop()
+        try:
+            pipe = _Pipe()
+        except OSError:
+            return None
+        if pipe.room() >= CHUNK:
+            return pipe
+        pipe.close()
+        return None
+
+    def take_back(self, pipe: _Pipe) -> None:
+        """Keep the pipe for others, unless something is left in it or there are enough."""
+        if pipe.held or len(self._spare) == _SPARE_PIPES:
+            pipe.close()
+        else:
+            self._spare.append(pipe)
+
+    def close(self) -> None:
+        """Close those that are not lent."""
+        while self._spare:
+            self._spare.pop().close()
+
+
+class _Shared:
+    """What the two directions of a connection have in common."""
+
+    __slots__ = ("_going_on", "ended", "pipes")
+
+    def __init__(self, pipes: Pipes) -> None:
+        self.pipes = pipes
+        self.ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._going_on = 2
+
+    def finish_one(self) -> None:
+        """Note that one direction has passed on all that there was; the connection ends with the second."""
+        self._going_on -= 1
+        if not self._going_on:
+            self.end()
+
+    def end(self, error: Exception | None = None) -> None:
+        """End the connection; the first end that it comes to is the one."""
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+
+class _Direction:
+    """What one side says to the other."""
+
+    def __init__(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        count: Callable[[int], None],
+        shared: _Shared,
+        inspect: Inspect | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._source, self._sink, self._count, self._shared = source, sink, count, shared
+        self._store: _Block | _Pipe = _Block(inspect)
+        self._moved, self._bulk = 0, _BULK
+        self._eof = self._stuck = self._reading = self._writing = False
+
+    def start(self) -> None:
+        """Begin; what the sink is given goes out at once, since its sender has waited already if it wanted to."""
+        with contextlib.suppress(OSError):
+            self._sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._turn()
+
+    def stop(self) -> None:
+        """Leave the loop: it would take the next socket of this number for the old one."""
+        self._watch(reading=False, writing=False)
+        self._return_pipe()
+
+    def _turn(self) -> None:
+        """Move one piece, and let others have their turn; called when the source has some or a full sink has room."""
+        if self._shared.ended.done():
+            return
+        try:
+            self._borrow_pipe()
+            self._fill(self._store)
+            self._drain(self._store)
+            self._settle(self._store)
+        except Exception as error:  # noqa: BLE001 - who awaits the end gets it, an inspection's own too
+            self._shared.end(error)
+
+    def _fill(self, store: _Block | _Pipe) -> None:
+        self._stuck = True
+        if self._eof or not store.room():
+            return
+        try:
+            taken = store.fill(self._source)
+        except BlockingIOError:
+            return
+        self._stuck, self._eof = False, not taken
+
+    def _drain(self, store: _Block | _Pipe) -> None:
+        if not store.held:
+            return
+        try:
+            given = store.drain(self._sink)
+        except BlockingIOError:
+            return
+        self._moved += given
+        self._count(given)
+
+    def _settle(self, store: _Block | _Pipe) -> None:
+        if store.held:
+            # A pipe that took nothing may be full whatever its size: it has so many pages, some of a few bytes only.
+            self._watch(reading=not self._eof and not self._stuck and store.room() > 0, writing=True)
+            return
+        self._return_pipe()
+        self._watch(reading=not self._eof, writing=False)
+        if self._eof:
+            self._sink.shutdown(socket.SHUT_WR)
+            self._shared.finish_one()
+
+    def _watch(self, *, reading: bool, writing: bool) -> None:
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._source.fileno(), self._turn)
+            else:
+                self._loop.remove_reader(self._source.fileno())
+        if writing != self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(self._sink.fileno(), self._turn)
+            else:
+                self._loop.remove_writer(self._sink.fileno())
+
+    def _borrow_pipe(self) -> None:
+        if self._moved < self._bulk or self._store.held:
+            return
+        pipe = self._shared.pipes.lend()
+        if pipe is None:
+            self._bulk = self._moved + (_BULK << 4)  # ask again later, not each time
+        else:
+            self._store = pipe
+
+    def _return_pipe(self) -> None:
+        if isinstance(self._store, _Pipe):
+            self._shared.pipes.take_back(self._store)
+            self._store = _Block()
