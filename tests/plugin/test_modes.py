@@ -241,7 +241,7 @@ class TestMarkers:
             result.stdout.fnmatch_lines_random(
                 [
                     "*on test_a.py::test_positional: unexpected positional 8080; write @pytest.mark.netns(port=*",
-                    "*on test_a.py::TestKeyword: unknown keyword 'prot'; known are port, scope",
+                    "*on test_a.py::TestKeyword: unknown keyword 'prot'; known are port, scope, allow, sni",
                     "*on test_b.py, scope: 'file' is no scope; write one of function, class, *",
                     "*on test_c.py::test_port, port: 65536 is no port; write a whole number from 1 to 65535",
                 ]
