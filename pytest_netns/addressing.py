@@ -50,6 +50,11 @@ def leaf(number: int) -> Addresses:
     )
 
 
+def is_leaf(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Tell whether an address is a leaf's, or an alias of shared loopback."""
+    return address in LEAVES or address in LEAVES6
+
+
 def mac(address: ipaddress.IPv4Address) -> str:
     """Return the link-layer address of whoever has an IPv4 address: locally administered, with the address in it."""
     return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + address.packed)

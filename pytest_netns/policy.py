@@ -1,24 +1,36 @@
-"""What may leave a leaf: a pure function of who asks for what."""
+"""What may leave a leaf: pure functions of its rules and of what it asks for."""
 
 from __future__ import annotations
 
 import enum
 import ipaddress
-from typing import TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from pytest_netns import addressing
+from pytest_netns.rules import LOCALHOST, EgressRule, embedded_ipv4
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Egress(enum.Enum):
-    """How far a leaf may reach."""
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How far a leaf may reach.
 
-    CLOSED = "closed"
-    """Nowhere."""
+    Attributes:
+        rules: what is allowed.
+        everything: whether what no rule allows is let through as well, as far as the host itself gets.
+        sni: whether a TLS client that was let through by a name has to ask the server for that name.
+    """
 
-    OPEN = "open"
-    """Wherever the host can, its loopback included; for tests that are not isolated."""
+    rules: tuple[EgressRule, ...] = ()
+    everything: bool = False
+    sni: bool = True
+
+
+CLOSED = Policy()
+OPEN = Policy(everything=True, sni=False)
 
 
 class Verdict(enum.Enum):
@@ -28,16 +40,78 @@ class Verdict(enum.Enum):
     RELAY = "relay"
 
 
-def decide(egress: Egress, protocol: str, destination: Address) -> Verdict:
-    """Return what becomes of a new flow to ``destination``; ``protocol`` is ``tcp``, ``udp`` or another name.
+class Decision(NamedTuple):
+    """A verdict, and the rule that it rests on: None if the flow is blocked, or let through without one."""
 
-    Only TCP and UDP can be relayed, and only to one party outside: multicast, the unspecified address and
-    other leaves are refused.
+    verdict: Verdict
+    rule: EgressRule | None = None
+
+
+def decide(
+    policy: Policy, protocol: str, destination: Address, port: int, name: str | None = None, *, loopback: bool = False
+) -> Decision:
+    """Return what becomes of a new flow.
+
+    Args:
+        policy: the leaf's.
+        protocol: ``tcp``, ``udp`` or another name; only these two can be relayed.
+        destination: the address that was dialled.
+        port: the port that was dialled.
+        name: the normal name that ``destination`` stands for in this run, or None; then only names count.
+        loopback: whether the host's loopback was dialled, at the leaf's own; then only ``localhost`` counts.
     """
-    if egress is Egress.CLOSED or protocol not in {"tcp", "udp"}:
-        return Verdict.BLOCK
-    if destination.is_multicast or destination.is_unspecified:
-        return Verdict.BLOCK
-    if destination in addressing.LEAVES or destination in addressing.LEAVES6:
-        return Verdict.BLOCK
-    return Verdict.RELAY
+    if protocol not in {"tcp", "udp"}:
+        return Decision(Verdict.BLOCK)
+    rules = [rule for rule in policy.rules if rule.covers(protocol, port)]
+    if loopback:
+        rule = next((rule for rule in rules if rule.host == LOCALHOST), None)
+    elif name is not None:
+        rule = next((rule for rule in rules if rule.covers_name(name)), None)
+    elif not _is_outside(destination):
+        return Decision(Verdict.BLOCK)
+    else:
+        rule = _by_address(rules, destination)
+    return Decision(Verdict.RELAY if rule or policy.everything else Verdict.BLOCK, rule)
+
+
+def may_resolve(policy: Policy, name: str) -> bool:
+    """Tell whether a leaf may know that a name, in its normal form, exists."""
+    return policy.everything or any(rule.covers_name(name) for rule in policy.rules)
+
+
+def may_stand_for(policy: Policy, address: Address, protocol: str | None = None, port: int = 0) -> bool:
+    """Tell whether an allowed name may lead to this address.
+
+    A name's owner says what it resolves to, so what the host keeps to itself or to its link, cloud metadata
+    services for one, needs a rule of its own: for this protocol and port, or for any where None is given.
+    """
+    inner = embedded_ipv4(address) if isinstance(address, ipaddress.IPv6Address) else None
+    if not (_is_private_to_the_host(address) or (inner is not None and _is_private_to_the_host(inner))):
+        return _is_outside(address)
+    if policy.everything:
+        return _is_outside(address) or address.is_loopback
+    rules = [rule for rule in policy.rules if protocol is None or rule.covers(protocol, port)]
+    return any(rule.covers_address(address) for rule in rules)
+
+
+def _by_address(rules: Iterable[EgressRule], destination: Address) -> EgressRule | None:
+    covering = [rule for rule in rules if not isinstance(rule.host, str) and rule.covers_address(destination)]
+    inner = embedded_ipv4(destination) if isinstance(destination, ipaddress.IPv6Address) else None
+    if inner is None:
+        return next(iter(covering), None)
+    # A translator would send the packet on to the IPv4 address: unless this very address was listed, that one counts.
+    named = [rule for rule in covering if str(rule.host) == f"{destination}/128"]
+    return next(iter(named), None) or (_by_address(rules, inner) if covering else None)
+
+
+def _is_outside(address: Address) -> bool:
+    """Tell whether an address can be one party outside: no group, nobody, this machine or another leaf."""
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        return False
+    if address == ipaddress.IPv4Address("255.255.255.255"):
+        return False
+    return not addressing.is_leaf(address)
+
+
+def _is_private_to_the_host(address: Address) -> bool:
+    return address.is_loopback or address.is_link_local or address.is_unspecified

@@ -240,7 +240,7 @@ def check_queue(data: bytes) -> None:
 
 def _queued(number: int, ifindex: int, payload: bytes) -> bytes:
     body = struct.pack("!BBH", 2, 0, 0)
-    for kind, value in ((1, struct.pack("!IHBx", number, 0x0800, 1)), (5, struct.pack("!I", ifindex)), (10, payload)):
+    for kind, value in ((1, struct.pack("!IHBx", number, 0x0800, 0)), (5, struct.pack("!I", ifindex)), (10, payload)):
         body += struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
     return struct.pack("=IHHII", 16 + len(body), 3 << 8, 0, 0, 0) + body
 

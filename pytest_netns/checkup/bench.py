@@ -16,7 +16,7 @@ from pytest_netns import addressing
 from pytest_netns.gateway import rulesets
 from pytest_netns.gateway.factory import Factory
 from pytest_netns.gateway.recipes import Wiring
-from pytest_netns.kernel import blame, links, nft, privilege, syscalls
+from pytest_netns.kernel import blame, links, nft_table, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.probe import RefusedError
 from pytest_netns.kernel.queue import PacketQueue
@@ -175,7 +175,7 @@ class Bench:
     def _hub_rules(self, *, native_queue: bool) -> RefusedError | None:
         """Return the refusal where it is for want of this kind of queue."""
         try:
-            self._load(self._hub, nft.transaction(rulesets.hub(_RELAY_PORT, native_queue=native_queue).encode()))
+            self._load(self._hub, nft_table.transaction(rulesets.hub(_RELAY_PORT, native_queue=native_queue).encode()))
         except RefusedError as refusal:
             if {"queue", "target"}.isdisjoint(refusal.subject.split(" + ")):
                 raise

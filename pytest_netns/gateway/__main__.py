@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -59,6 +60,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed connection takes two, and more
     directory, ready = Path(sys.argv[1]), int(sys.argv[2])
     _spare_pyroute2()
     try:

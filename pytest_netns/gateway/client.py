@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -78,14 +79,31 @@ class GatewayClient:
             raise GatewayError(msg)
         return cls(connection)
 
-    def join(self, worker: str, *, open_egress: bool = False, service_port: int = 8080) -> LeafGrant:
-        """Become a worker with a leaf of its own."""
-        number = self._send(op="join", worker_name=worker, open_egress=open_egress, own_leaf=True)
+    def join(
+        self,
+        worker: str,
+        *,
+        open_egress: bool = False,
+        service_port: int = 8080,
+        rules: Sequence[str] = (),
+        record: bool = False,
+    ) -> LeafGrant:
+        """Become a worker with a leaf of its own.
+
+        Args:
+            worker: the name that its leaves are called after.
+            open_egress: whether the worker's leaf reaches what the host does, which its tests' leaves never do.
+            service_port: the port of the service under test.
+            rules: what the worker's leaf may reach, as ``EgressRule.parse`` takes it.
+            record: whether whatever no rule allows is let through, and recorded, for the tests' leaves too.
+        """
+        request = {"worker_name": worker, "open_egress": open_egress, "rules": list(rules), "record": record}
+        number = self._send(op="join", own_leaf=True, **request)
         return _granted(self._answer("join", number), service_port)
 
-    def attach(self, worker: str) -> None:
+    def attach(self, worker: str, *, record: bool = False) -> None:
         """Become a worker that stays in the host's namespace and has tests in leaves."""
-        self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False)
+        self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False, rules=[], record=record)
 
     def order(self) -> int:
         """Have the next test's leaf delivered without waiting for it; ``lease`` then finds it here."""
@@ -93,23 +111,42 @@ class GatewayClient:
             self._ordered = self._send(op="lease")
         return self._ordered
 
-    def lease(self, test: str, *, service_port: int = 8080) -> LeafGrant:
-        """Get a fresh leaf for a test; it becomes the one that the worker's loopback is continued in."""
+    def lease(self, test: str, *, service_port: int = 8080, rules: Sequence[str] = (), sni: bool = True) -> LeafGrant:
+        """Get a fresh leaf for a test; it becomes the one that the worker's loopback is continued in.
+
+        ``rules`` and ``sni`` are as for ``label``.
+        """
         number = self.order()
         try:
             grant = _granted(self._answer("lease", number), service_port)
         finally:
             self._ordered = self._delivered = None
-        self.label(grant.name, test)
+        self.label(grant.name, test, rules=rules, sni=sni)
         return grant
 
     def activate(self, name: str) -> None:
         """Continue the worker leaf's loopback in this leaf from now on."""
         self._ask(op="activate", leaf=name)
 
-    def label(self, name: str, test: str) -> None:
-        """Book what a leaf tries on this test from now on. Does not wait: what comes from the leaf later waits."""
-        self._send(op="label", leaf=name, test=test)
+    def label(self, name: str, test: str, *, rules: Sequence[str] = (), sni: bool = True) -> None:
+        """Let a leaf serve this test from now on: book on it what the leaf tries, and go by its rules.
+
+        Connections that these do not allow are cut. Does not wait where there are no rules; what comes from the leaf
+        later does.
+
+        Args:
+            name: the leaf.
+            test: the test's node id.
+            rules: what the test may reach, as ``EgressRule.parse`` takes it.
+            sni: whether TLS clients have to name the server that they were let through to.
+        """
+        number = self._send(op="label", leaf=name, test=test, rules=list(rules), sni=sni, wait=bool(rules))
+        if rules:  # the hub has to know of some before the first packet
+            self._answer("label", number)
+
+    def allow(self, name: str, rules: Sequence[str]) -> None:
+        """Add to what a leaf may reach, from its next connection on."""
+        self._ask(op="allow", leaf=name, rules=list(rules))
 
     def release(self, name: str) -> None:
         """Give a leaf up: its connections are cut, its published ports closed. Does not wait for that."""
@@ -117,11 +154,19 @@ class GatewayClient:
 
     def flows(self, name: str) -> list[Flow]:
         """Return what was tried from a leaf that is alive, oldest first."""
-        return [Flow(**fields) for fields in self._ask(op="flows", leaf=name)["flows"]]
+        return [Flow(**fields) for fields in self._rows(op="flows", leaf=name)]
 
-    def blocked(self) -> list[BlockedSummary]:
-        """Return the blocked endpoints of the whole run, over all workers."""
-        return [BlockedSummary(*row) for row in self._ask(op="blocked")["blocked"]]
+    def blocked(self, *, own: bool = False) -> list[BlockedSummary]:
+        """Return the blocked endpoints of the whole run, over all workers, or only of this worker's leaves."""
+        return [BlockedSummary(*row) for row in self._rows(op="blocked", own=own)]
+
+    def needed(self, *, own: bool = False) -> list[tuple[str, str]]:
+        """Return which tests were let through without a rule while recording, and the rules that they would need."""
+        return [(test, rule) for test, rule in self._rows(op="needed", own=own)]
+
+    def log_to(self, path: str) -> None:
+        """Have each flow of the run appended to a file as a line of JSON when it ends; OSError as open(2) has it."""
+        self._ask(op="log_to", path=path)
 
     def publish(self, name: str, port: int) -> int:
         """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""
@@ -138,6 +183,15 @@ class GatewayClient:
         self._delivered = None
         for descriptor in descriptors:
             os.close(descriptor)
+
+    def _rows(self, **request: Any) -> list[Any]:
+        """Return all rows of an answer that comes in pages."""
+        rows: list[Any] = []
+        while True:
+            page = self._ask(**request, since=len(rows))
+            rows += page["rows"]
+            if not page["more"]:
+                return rows
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         return self._answer(request["op"], self._send(**request))[0]

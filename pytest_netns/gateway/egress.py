@@ -1,57 +1,61 @@
-"""Judge what leaves try: every new flow that the hub queues, and every name they ask for."""
+"""Judge what leaves try: every new flow that the hub queues."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 from pytest_netns import addressing, policy
-from pytest_netns.gateway import dns, listeners, packet
-from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Flow, FlowLog
+from pytest_netns.gateway import listeners, packet, sni
+from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
+from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.relay import Relay, Target
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RESET
+from pytest_netns.gateway.pump import reset
+from pytest_netns.gateway.relay import Key, Passage, Relay, Target, key_of, mark_for
+from pytest_netns.gateway.resolver import LookupFailedError, Resolver
+from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.worker import LiveLeaf
+from pytest_netns.kernel import nft
 from pytest_netns.kernel.queue import NF_DROP, NF_REPEAT, Queued
-from pytest_netns.policy import Egress, Verdict
+from pytest_netns.policy import Verdict
+from pytest_netns.rules import EgressRule
 
-_HOST_LOOPBACK: Final = {addressing.HOST_LOOPBACK: "127.0.0.1", addressing.HOST_LOOPBACK6: "::1"}
-_DNS_BYTES: Final = 65535
-_DNS_TIMEOUT: Final = 10.0  # seconds; a client of the TCP service that says nothing is hung up on
-_PTR: Final = 12
-_OWN_REVERSE_ZONES: Final = ("18.198.in-addr.arpa", "19.198.in-addr.arpa", "127.in-addr.arpa", ".ip6.arpa")
+_HOST_LOOPBACK: Final = frozenset({addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6})
+_HELD: Final = 256  # packets of one flow that wait for its verdict
 
 
 class EgressControl:
-    """The readers of the hub's queue and name service."""
+    """The reader of the hub's queue."""
 
-    def __init__(self, hub: Hub, relay: Relay, log: FlowLog, leaf_of: Callable[[int | str], LiveLeaf | None]) -> None:
-        """Start reading; ``leaf_of`` finds a leaf by its interface in the hub or by its address."""
+    def __init__(
+        self,
+        hub: Hub,
+        relay: Relay,
+        log: FlowLog,
+        *,
+        names: Names,
+        resolver: Resolver,
+        leaf_of: Callable[[int | str], LiveLeaf | None],
+    ) -> None:
+        """Start reading; ``leaf_of`` finds a leaf by its interface in the hub."""
         self._hub = hub
         self._relay = relay
         self._log = log
+        self._names = names
+        self._resolver = resolver
         self._leaf_of = leaf_of
-        self._last_query: tuple[str, str, int] | None = None
+        self._held: dict[tuple[int, Key], list[Queued]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(hub.queue, self._read_queue)
-        loop.add_reader(hub.dns_udp, self._answer_datagram)
-        self._spawn(self._serve_dns_tcp())
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        asyncio.get_running_loop().add_reader(hub.queue, self._read_queue)
 
     async def stop(self) -> None:
         """Stop reading; what is queued from now on is dropped by the kernel."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._hub.queue)
-        loop.remove_reader(self._hub.dns_udp)
+        asyncio.get_running_loop().remove_reader(self._hub.queue)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -65,83 +69,184 @@ class EgressControl:
         flow = packet.parse(queued.payload)
         if leaf is None or flow is None:
             self._hub.queue.judge(queued, NF_DROP)
-        elif flow.protocol == packet.TCP and not flow.is_syn:
+            return
+        if flow.protocol == packet.TCP and not flow.is_syn:
             self._hub.queue.judge(queued, NF_REPEAT, MARK_RESET)
-        elif self._relay.is_connecting(flow):
-            self._hub.queue.judge(queued, NF_DROP)
-        elif flow.destination in _HOST_LOOPBACK:
-            self._spawn(self._to_host_loopback(queued, leaf, flow))
-        elif policy.decide(leaf.egress, flow.protocol_name, flow.destination) is Verdict.BLOCK:
-            self._block(queued, leaf, flow)
-        else:
-            target = Target(str(flow.destination), flow.destination_port)
-            self._spawn(self._relay_to(queued, leaf, flow, [target]))
-
-    def _block(self, queued: Queued, leaf: LiveLeaf, flow: Endpoints) -> None:
-        self._record(leaf, flow, BLOCKED)
-        self._hub.queue.judge(queued, NF_REPEAT, MARK_BLOCKED)
-
-    def _record(self, leaf: LiveLeaf, flow: Endpoints, verdict: str) -> None:
-        address, port = str(flow.destination), flow.destination_port or None
-        self._log.add(Flow(time.time(), leaf.name, leaf.test, flow.protocol_name, None, address, port, verdict))
-
-    async def _relay_to(self, queued: Queued, leaf: LiveLeaf, flow: Endpoints, targets: list[Target]) -> None:
-        self._record(leaf, flow, ALLOWED)
-        connect = self._relay.connect if flow.protocol == packet.TCP else self._relay.connect_udp
-        mark = await connect(flow, targets)
-        if mark is None:
-            self._hub.queue.judge(queued, NF_DROP)
-        else:
+            return
+        key = flow.protocol, key_of(flow)
+        held = self._held.get(key)
+        if held is not None:
+            if len(held) < _HELD:
+                held.append(queued)
+            else:
+                self._hub.queue.judge(queued, NF_DROP)
+            return
+        mark = self._decide(leaf, flow, forwarded=queued.hook == nft.FORWARD)
+        if isinstance(mark, int):
             self._hub.queue.judge(queued, NF_REPEAT, mark)
+            return
+        self._held[key] = [queued]
+        task = asyncio.create_task(self._settle(key, mark))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _to_host_loopback(self, queued: Queued, leaf: LiveLeaf, flow: Endpoints) -> None:
-        """Continue a leaf's loopback in the host's: for an open leaf wholly, else for the worker's own servers."""
-        host = Target(_HOST_LOOPBACK[flow.destination], flow.destination_port)
-        if leaf.egress is Egress.OPEN:
-            test = leaf.owner.current
-            in_test = [Target(test.address, host.port, in_hub=True)] if test and flow.protocol == packet.TCP else []
-            await self._relay_to(queued, leaf, flow, [*in_test, host])
-        elif leaf.owner.own is None and listeners.owned(leaf.owner.pid, flow.protocol_name, host.port):
-            await self._relay_to(queued, leaf, flow, [host])
-        else:  # nobody listens there as far as this leaf can know: what loopback itself would say
-            self._hub.queue.judge(queued, NF_REPEAT, MARK_RESET)
+    async def _settle(self, key: tuple[int, Key], work: Awaitable[int | None]) -> None:
+        """Let a flow's packets go on once it is known how."""
+        mark: int | None = MARK_UNREACHABLE
+        try:
+            mark = await work
+        finally:
+            for queued in self._held.pop(key):
+                if mark is None:
+                    self._hub.queue.judge(queued, NF_DROP)
+                else:
+                    self._hub.queue.judge(queued, NF_REPEAT, mark)
 
-    def _answer_datagram(self) -> None:
-        with contextlib.suppress(OSError):
-            query, client = self._hub.dns_udp.recvfrom(_DNS_BYTES)
-            answer = self._answer(query, client)
-            if answer is not None:
-                self._hub.dns_udp.sendto(answer, client)
+    def _decide(self, leaf: LiveLeaf, flow: Endpoints, *, forwarded: bool) -> int | Coroutine[None, None, int | None]:
+        """Return the mark for a flow's first packet, or what finds it out."""
+        destination = flow.destination
+        if not forwarded and (destination in _HOST_LOOPBACK or destination in leaf.peer_aliases):
+            return self._to_loopback(leaf, flow)
+        if leaf.asks and not forwarded and destination != addressing.BROADCAST and addressing.is_leaf(destination):
+            return MARK_PASS
+        name = self._names.name_of(destination)
+        decision = policy.decide(leaf.policy, flow.protocol_name, destination, flow.destination_port, name)
+        if decision.verdict is Verdict.BLOCK:
+            self._record(leaf, flow, name, BLOCKED)
+            return MARK_BLOCKED
+        return self._let_through(leaf, flow, name, decision.rule)
 
-    def _answer(self, query: bytes, client: tuple[str, int]) -> bytes | None:
-        question = dns.parse(query)
-        leaf = self._leaf_of(client[0])
-        if question is None or leaf is None:
-            return None
-        if not (question.kind == _PTR and question.name.endswith(_OWN_REVERSE_ZONES)):
-            self._record_name(leaf, question.name, client[1])
-        return dns.refuse(question)
+    async def _let_through(
+        self, leaf: LiveLeaf, flow: Endpoints, name: str | None, rule: EgressRule | None
+    ) -> int | None:
+        """Make the connection that a rule allows, or that is recorded, and return the mark for its first packet."""
+        targets, reason = [Target(str(flow.destination), flow.destination_port)], None
+        if name is not None:
+            try:
+                targets, reason = await self._targets(leaf, flow, name)
+            except LookupFailedError as error:
+                self._log.end(self._record(leaf, flow, name, ALLOWED, rule=rule), str(error))
+                return MARK_UNREACHABLE
+        if reason is not None:
+            self._record(leaf, flow, name, BLOCKED, reason=reason)
+            return MARK_BLOCKED
+        entry = self._record(leaf, flow, name, ALLOWED, rule=rule)
+        inspect = None
+        if name is not None and rule is not None and leaf.policy.sni and flow.protocol == packet.TCP:
+            inspect = sni.inspector(rule, lambda why: self._refuse_tls(leaf, flow, name, why))
+        try:
+            return await self._relay_to(leaf, flow, targets, Passage(entry, rule, inspect))
+        except OSError as error:
+            self._log.end(entry, _named(error))
+            return mark_for(error)
 
-    def _record_name(self, leaf: LiveLeaf, name: str, port: int) -> None:
-        # A resolver asks for A and AAAA from one port: that is one attempt.
-        if self._last_query != (leaf.name, name, port):
-            self._last_query = (leaf.name, name, port)
-            self._log.add(Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED))
+    async def _targets(self, leaf: LiveLeaf, flow: Endpoints, name: str) -> tuple[list[Target], str | None]:
+        """Return where a name's connections go in the family that was dialled, or why they go nowhere."""
+        found = await self._resolver.look_up(name)
+        family = [address for address in found if address.version == flow.destination.version]
+        permitted = [
+            address
+            for address in family
+            if policy.may_stand_for(leaf.policy, address, flow.protocol_name, flow.destination_port)
+        ]
+        reason = f"{name} is {family[0]} now, which no name may stand for" if family and not permitted else None
+        return [Target(str(address), flow.destination_port) for address in permitted], reason
 
-    async def _serve_dns_tcp(self) -> None:
-        server = await asyncio.start_server(self._dns_client, sock=self._hub.dns_tcp)
-        async with server:
-            await server.serve_forever()
+    async def _relay_to(self, leaf: LiveLeaf, flow: Endpoints, targets: list[Target], passage: Passage) -> int:
+        """Connect to the first target that can be, as a client with all these addresses would."""
+        refusal = OSError(errno.EHOSTUNREACH, "the name has no address of the family that was dialled")
+        for target in targets:
+            if passage.entry is not None:
+                passage.entry.reached(target.host)
+            try:
+                if flow.protocol != packet.TCP:
+                    return await self._relay.admit_udp(flow, target, passage)
+                upstream = await self._relay.dial(target)
+            except OSError as error:
+                refusal = error
+                continue
+            if not _goes_on(leaf, passage.rule):  # the leaf serves another test by now
+                reset(upstream)
+                raise PermissionError(errno.EPERM, "the test that it was allowed to has ended")
+            return self._relay.admit(flow, upstream, passage)
+        raise refusal
 
-    async def _dns_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client: tuple[str, int] = writer.get_extra_info("peername")
-        with contextlib.suppress(OSError, EOFError, asyncio.TimeoutError):
-            while True:
-                size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), _DNS_TIMEOUT), "big")
-                query = await asyncio.wait_for(reader.readexactly(size), _DNS_TIMEOUT)
-                answer = self._answer(query, client)
-                if answer is None:
-                    break
-                writer.write(len(answer).to_bytes(2, "big") + answer)
-                await asyncio.wait_for(writer.drain(), _DNS_TIMEOUT)
-        writer.close()
+    async def _to_loopback(self, leaf: LiveLeaf, flow: Endpoints) -> int | None:
+        """Continue a leaf's loopback in its peer's, and in the host's where it may reach that."""
+        port, version = flow.destination_port, flow.destination.version
+        peer, at_host = leaf.peer, flow.destination in _HOST_LOOPBACK
+        decision = policy.decide(leaf.policy, flow.protocol_name, flow.destination, port, loopback=True)
+        owned = at_host and leaf.owner.own is None and listeners.owned(leaf.owner.pid, flow.protocol_name, port)
+        if decision.verdict is Verdict.BLOCK and not owned:
+            # Nobody listens there as far as this leaf can know: what loopback itself, or its peer, would say.
+            return MARK_RESET if at_host else MARK_PASS
+        udp = flow.protocol != packet.TCP
+        if udp and decision.rule is None and not at_host:
+            return MARK_PASS  # whether the peer takes it cannot be known beforehand
+        if peer is not None and not udp:
+            with contextlib.suppress(OSError):
+                near = Target(peer.addresses[version == 6], port, in_hub=True)
+                return await self._relay_to(leaf, flow, [near], Passage(None, decision.rule))
+        host = Target("127.0.0.1" if version == 4 else "::1", port)
+        record = _flow(leaf, flow, ALLOWED, address=host.host, rule=decision.rule)
+        entry = self._log.add(record, leaf.owner.name, needed=False)
+        try:
+            mark = await self._relay_to(leaf, flow, [host], Passage(entry, decision.rule))
+        except OSError as error:
+            self._log.end(entry, _named(error))
+            return mark_for(error)
+        if leaf.owner.record and not owned:
+            self._log.need(record, leaf.owner.name)
+        return mark
+
+    def _record(
+        self,
+        leaf: LiveLeaf,
+        flow: Endpoints,
+        name: str | None,
+        verdict: str,
+        *,
+        rule: EgressRule | None = None,
+        reason: str | None = None,
+    ) -> Entry:
+        needed = leaf is not leaf.owner.own or not leaf.owner.opened
+        record = _flow(leaf, flow, verdict, name=name, rule=rule, reason=reason)
+        return self._log.add(record, leaf.owner.name, needed=needed)
+
+    def _refuse_tls(self, leaf: LiveLeaf, flow: Endpoints, name: str, why: str) -> None:
+        self._record(leaf, flow, name, BLOCKED, reason=why)
+
+
+def _goes_on(leaf: LiveLeaf, rule: EgressRule | None) -> bool:
+    """Tell whether what was allowed when it was asked for still is."""
+    return rule is None or rule in leaf.policy.rules
+
+
+def _named(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _flow(
+    leaf: LiveLeaf,
+    flow: Endpoints,
+    verdict: str,
+    *,
+    name: str | None = None,
+    address: str | None = None,
+    rule: EgressRule | None = None,
+    reason: str | None = None,
+) -> Flow:
+    if address is None and name is None:
+        address = str(flow.destination)
+    return Flow(
+        time.time(),
+        leaf.name,
+        leaf.test,
+        flow.protocol_name,
+        name,
+        address,
+        flow.destination_port or None,
+        verdict,
+        None if rule is None else str(rule),
+        reason,
+    )

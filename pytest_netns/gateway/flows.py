@@ -1,15 +1,23 @@
-"""What leaves tried to reach: the record that reports and summaries are made of."""
+"""What leaves tried to reach: the record that reports, summaries and the log file are made of."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, TextIO
+
+from pytest_netns import rules
+from pytest_netns.rules import RuleError
 
 BLOCKED = "blocked"
 ALLOWED = "allowed"
 
-_KEPT_PER_LEAF = 10_000
+_KEPT_PER_LEAF: Final = 10_000
+_ENDPOINTS: Final = 10_000
+_OTHERS: Final = "others"
+_DNS: Final = "dns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +25,19 @@ class Flow:
     """One attempt to reach something outside a leaf.
 
     Attributes:
-        time: when, in seconds since the epoch.
+        time: when it began, in seconds since the epoch.
         leaf: the leaf's name.
         test: the node id of the test that ran in it.
         protocol: ``tcp``, ``udp``, ``dns`` or ``ip-<number>``, the number being IANA's.
         name: the host name that was asked for, where one is known.
-        address: the address that was dialled; None for a name that was never resolved.
+        address: the address outside; None where none was reached by a name, or the name was never resolved.
         port: the port that was dialled; None where the protocol has none.
         verdict: ``blocked`` or ``allowed``.
+        rule: the rule that allowed it; None where it was blocked, or let through without a rule.
+        reason: why it was blocked, where that is not for want of a rule; why it came to nothing, where it was allowed.
+        sent: bytes of payload that went out.
+        received: bytes of payload that came in.
+        duration: seconds from its beginning to its end; None as long as it lasts.
     """
 
     time: float
@@ -35,6 +48,11 @@ class Flow:
     address: str | None
     port: int | None
     verdict: str
+    rule: str | None = None
+    reason: str | None = None
+    sent: int = 0
+    received: int = 0
+    duration: float | None = None
 
     @property
     def endpoint(self) -> str:
@@ -44,6 +62,17 @@ class Flow:
             return f"{self.protocol} {host}"
         return f"{self.protocol} [{host}]:{self.port}" if ":" in host else f"{self.protocol} {host}:{self.port}"
 
+    @property
+    def allow(self) -> str | None:
+        """The rule that would allow it; None where no rule could, or one does and it was blocked all the same."""
+        host = self.name or self.address
+        if self.reason is not None or host is None or self.protocol not in {"tcp", "udp", _DNS}:
+            return None
+        try:
+            return rules.text_for("tcp" if self.protocol == _DNS else self.protocol, host, self.port)
+        except RuleError:
+            return None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can carry them."""
         return asdict(self)
@@ -51,41 +80,131 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class BlockedSummary:
-    """One blocked endpoint over a whole run: how often, and by which test first."""
+    """One blocked endpoint over a whole run: how often, by which test first, and the rule that would allow it."""
 
     endpoint: str
     count: int
     first_test: str
+    allow: str | None = None
+
+
+@dataclass(slots=True)
+class Volume:
+    """How many bytes a connection has carried so far: from its client, and to it."""
+
+    sent: int = 0
+    received: int = 0
+
+    def add_sent(self, size: int) -> None:
+        """Count what was passed on from the client."""
+        self.sent += size
+
+    def add_received(self, size: int) -> None:
+        """Count what was passed on to the client."""
+        self.received += size
+
+
+class Entry:
+    """A flow on record, and what it has carried by now."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._began = time.monotonic()
+        self.volume = Volume()
+
+    def flow(self) -> Flow:
+        """Return the flow as it is now."""
+        if self._flow.duration is not None:
+            return self._flow
+        return replace(self._flow, sent=self.volume.sent, received=self.volume.received)
+
+    def reached(self, address: str) -> None:
+        """Note at which address a name was found."""
+        if self._flow.name is not None:
+            self._flow = replace(self._flow, address=address)
+
+    def end(self, reason: str | None = None) -> Flow | None:
+        """Note that it is over, and why if that was not in good order; return it, or None if that is known already."""
+        if self._flow.duration is not None:
+            return None
+        self._flow = replace(self.flow(), duration=time.monotonic() - self._began, reason=self._flow.reason or reason)
+        return self._flow
 
 
 class FlowLog:
-    """The flows of one run, by leaf, and the count of blocked endpoints over all of them."""
+    """The flows of one run, by leaf, and what is known of all of them together."""
 
     def __init__(self) -> None:
         """Start with nothing recorded."""
-        self._by_leaf: dict[str, list[Flow]] = {}
-        self._blocked: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
+        self._by_leaf: dict[str, list[Entry]] = {}
+        self._blocked: dict[tuple[str, str], BlockedSummary] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._needed: dict[tuple[str, str, str], None] = {}
+        self._file: TextIO | None = None
 
-    def add(self, flow: Flow) -> None:
-        """Record one attempt; a leaf that tries without end has its later ones counted only."""
+    def write_to(self, file: TextIO) -> None:
+        """Append each flow that ends from now on to an open file, as a line of JSON."""
+        self._file, before = file, self._file
+        if before is not None:
+            before.close()
+
+    def add(self, flow: Flow, owner: str, *, needed: bool = True) -> Entry:
+        """Record one attempt; a leaf that tries without end has its later ones counted only.
+
+        Args:
+            flow: the attempt. One that is blocked has ended; one that is allowed goes on until ``end``.
+            owner: the name of the worker whose leaf it came from.
+            needed: whether the rule that it lacked, if so, was needed, as far as can be told by now.
+        """
+        entry = Entry(flow)
         kept = self._by_leaf.setdefault(flow.leaf, [])
         if len(kept) < _KEPT_PER_LEAF:
-            kept.append(flow)
+            kept.append(entry)
         if flow.verdict == BLOCKED:
-            self._blocked[flow.endpoint] += 1
-            self._first.setdefault(flow.endpoint, flow.test)
+            self._count(flow, owner)
+            self.end(entry)
+        elif needed:
+            self.need(flow, owner)
+        return entry
+
+    def need(self, flow: Flow, owner: str) -> None:
+        """Note that a flow was let through for want of a rule, if so, and which would have done."""
+        if flow.rule is None and flow.allow is not None:
+            self._needed[owner, flow.test, flow.allow] = None
+
+    def _count(self, flow: Flow, owner: str) -> None:
+        key = owner, flow.endpoint
+        if key not in self._blocked and len(self._blocked) >= _ENDPOINTS:
+            flow = replace(flow, protocol="and", name=_OTHERS, port=None)
+            key = owner, flow.endpoint
+        if key not in self._blocked:
+            self._blocked[key] = BlockedSummary(flow.endpoint, 0, flow.test, flow.allow)
+        self._counts[key] += 1
+
+    def end(self, entry: Entry, reason: str | None = None) -> None:
+        """Note that a flow is over, and why if that was not in good order; doing so twice is harmless."""
+        flow = entry.end(reason)
+        if flow is not None and self._file is not None:
+            self._file.write(json.dumps(flow.to_dict()) + "\n")
+            self._file.flush()
 
     def of(self, leaf: str) -> list[Flow]:
         """Return what was tried from one leaf, oldest first."""
-        return list(self._by_leaf.get(leaf, ()))
+        return [entry.flow() for entry in self._by_leaf.get(leaf, ())]
 
     def forget(self, leaf: str) -> None:
         """Drop the flows of a leaf that is gone; the run's counts stay."""
         self._by_leaf.pop(leaf, None)
 
-    def blocked(self) -> list[BlockedSummary]:
-        """Return the blocked endpoints of the run, most frequent first."""
-        return [
-            BlockedSummary(endpoint, count, self._first[endpoint]) for endpoint, count in self._blocked.most_common()
-        ]
+    def blocked(self, owner: str | None = None) -> list[BlockedSummary]:
+        """Return the endpoints that were blocked to one worker's leaves, or to all, most frequent first."""
+        merged: dict[str, BlockedSummary] = {}
+        for (whose, endpoint), one in self._blocked.items():
+            if owner in (None, whose):
+                known = merged.get(endpoint, one)
+                merged[endpoint] = replace(known, count=known.count + self._counts[whose, endpoint])
+        return sorted(merged.values(), key=lambda one: -one.count)
+
+    def needed(self, owner: str | None = None) -> list[tuple[str, str]]:
+        """Return which tests were let through without a rule, each with the rule that it would have needed."""
+        return list(dict.fromkeys((test, rule) for whose, test, rule in self._needed if owner in (None, whose)))

@@ -16,7 +16,7 @@ from typing import Final
 from pytest_netns import addressing
 from pytest_netns.errors import KernelError
 from pytest_netns.gateway import rulesets
-from pytest_netns.kernel import links, nft
+from pytest_netns.kernel import links, nft_table
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.queue import PacketQueue
 
@@ -46,7 +46,10 @@ _SYSCTLS: Final = {
 
 @dataclass
 class Hub:
-    """The hub's descriptors, usable from any namespace: ``route`` is the factory's, the rest the main thread's."""
+    """The hub's descriptors, usable from any namespace: ``route`` is the factory's, the rest the main thread's.
+
+    ``icmp`` and ``icmp6`` send whole packets, in whosever name.
+    """
 
     netns: int
     route: NetlinkSocket
@@ -56,6 +59,8 @@ class Hub:
     dns_udp: socket.socket
     dns_tcp: socket.socket
     relay_listeners: list[socket.socket]
+    icmp: socket.socket
+    icmp6: socket.socket | None
 
     def close(self) -> None:
         """Give up the hub: the kernel takes it down, and every leaf's way out with it."""
@@ -67,6 +72,8 @@ class Hub:
             self.dns_udp,
             self.dns_tcp,
             *self.relay_listeners,
+            self.icmp,
+            *([self.icmp6] if self.icmp6 else []),
         ]
         for part in parts:
             part.close()
@@ -104,6 +111,8 @@ def build() -> Hub:
         dns_udp=_bound(socket.SOCK_DGRAM, 53),
         dns_tcp=_bound(socket.SOCK_STREAM, 53),
         relay_listeners=listeners,
+        icmp=_raw(socket.AF_INET),
+        icmp6=_raw(socket.AF_INET6) if has_ipv6() else None,
     )
 
 
@@ -117,7 +126,8 @@ def load_hub_ruleset(packet_filter: NetlinkSocket, port: int) -> None:
     for native in (True, False):
         try:
             packet_filter.request(
-                nft.transaction(rulesets.hub(port, native_queue=native).encode()), "load the hub's nftables ruleset"
+                nft_table.transaction(rulesets.hub(port, native_queue=native).encode()),
+                "load the hub's nftables ruleset",
             )
         except KernelError as error:
             if not native or error.errno != errno.ENOENT:
@@ -146,6 +156,13 @@ def _bound(kind: int, port: int) -> socket.socket:
     opened.bind((str(addressing.GATEWAY), port))
     if kind == socket.SOCK_STREAM:
         opened.listen(_BACKLOG)
+    opened.setblocking(False)
+    return opened
+
+
+def _raw(family: int) -> socket.socket:
+    """Open a socket that takes packets with their IP header; see raw(7)."""
+    opened = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     opened.setblocking(False)
     return opened
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from pytest_netns.gateway.flows import Volume
 
 CHUNK: Final = 64 * 1024  # bytes that are read at once, and that an inspection is shown at most
 
@@ -25,23 +27,24 @@ _SPARE_PIPES: Final = 4
 _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
-Inspect: TypeAlias = "Callable[[bytes], bool | None]"
+
+class Judgement(enum.Enum):
+    """What becomes of what a client said."""
+
+    HOLD = "hold"
+    """It is kept back until there is more."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    """It is passed on, and what follows is to be judged as well."""
+
+    DONE = "done"
+    """It is passed on, and so is all that follows."""
+
+    REFUSE = "refuse"
+    """Both sides are reset."""
 
 
-@dataclass(slots=True)
-class Volume:
-    """How many bytes a connection has carried so far: from its client, and to it."""
-
-    sent: int = 0
-    received: int = 0
-
-    def add_sent(self, size: int) -> None:
-        """Count what was passed on from the client."""
-        self.sent += size
-
-    def add_received(self, size: int) -> None:
-        """Count what was passed on to the client."""
-        self.received += size
+Inspect: TypeAlias = Callable[[bytes], Judgement]
 
 
 def reset(opened: socket.socket) -> None:
@@ -60,11 +63,11 @@ async def carry(
 ) -> bool:
     """Copy both ways until both have said their last; a reset on one side, or being cancelled, resets the other.
 
-    The sockets are connected and non-blocking, and closed at the end. Before anything of the client's is passed on,
-    ``inspect`` is called with all of it so far: True passes it on, False resets both sides, None waits for more.
-    At the client's end, and at CHUNK bytes, there is no more to wait for, and None passes it on.
+    The sockets are connected and non-blocking, and closed at the end. ``inspect`` is called with each piece of what
+    the client says before it is passed on, until it has said that it is done, or much has passed. CHUNK bytes that
+    are kept back are refused; at the client's end they are passed on.
 
-    Returns False where the inspection said so, else True. Connections that share ``pipes`` get along with few.
+    Returns False where the inspection refused, else True. Connections that share ``pipes`` get along with few.
     """
     shared = _Shared(Pipes() if pipes is None else pipes)
     there = _Direction(client, upstream, volume.add_sent, shared, inspect)
@@ -107,7 +110,7 @@ class _Block:
     def fill(self, source: socket.socket) -> int:
         data = source.recv(CHUNK - len(self._data))
         self._data += data
-        if self._inspect is None or self._passes(self._inspect, final=not data):
+        if self._inspect is None or self._passes(self._inspect, data):
             self.held = len(self._data)
         return len(data)
 
@@ -117,14 +120,13 @@ class _Block:
         self.held -= given
         return given
 
-    def _passes(self, inspect: Inspect, *, final: bool) -> bool:
-        verdict = None if final else inspect(self._data)
-        if verdict is False:
+    def _passes(self, inspect: Inspect, data: bytes) -> bool:
+        judgement = inspect(data) if data else Judgement.DONE
+        if judgement is Judgement.REFUSE or (judgement is Judgement.HOLD and not self.room()):
             raise _RefusedError
-        if verdict is None and not final and self.room():
-            return False
-        self._inspect = None
-        return True
+        if judgement is Judgement.DONE:
+            self._inspect = None
+        return judgement is not Judgement.HOLD
 
 
 class _Pipe:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
-import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from pytest_netns.gateway import hub as hub_module
+from pytest_netns.gateway import datagrams, icmp
+from pytest_netns.gateway.flows import Entry, FlowLog, Volume
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_CLAIMED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
+from pytest_netns.gateway.pump import Inspect, Pipes, carry, reset
+from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
+from pytest_netns.policy import Policy
+from pytest_netns.rules import EgressRule
 
 Key: TypeAlias = tuple[str, int, str, int]
 InHub: TypeAlias = Callable[..., Awaitable[socket.socket]]
@@ -36,12 +41,36 @@ class Target(NamedTuple):
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
 
-_CHUNK: Final = 256 * 1024
+@dataclass(frozen=True)
+class Passage:
+    """What an allowed flow takes along.
+
+    Attributes:
+        entry: its record; None for one that does not leave the leaves.
+        rule: the rule that it rests on, if any.
+        inspect: the judge of what the client says.
+    """
+
+    entry: Entry | None = None
+    rule: EgressRule | None = None
+    inspect: Inspect | None = None
+
+    @property
+    def volume(self) -> Volume:
+        """Where its bytes are counted."""
+        return Volume() if self.entry is None else self.entry.volume
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    upstream: socket.socket
+    passage: Passage
+
+
 _CONNECT_TIMEOUT: Final = 130.0  # seconds; the kernel's own gives up after some 127
 _CLAIM_TIMEOUT: Final = 10.0
-_UDP_IDLE: Final = 120.0
-_DATAGRAM: Final = 65536
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_BREATHER: Final = 0.1
+_CUT_SHORT: Final = "cut off: the test that it was allowed to has ended"
 
 
 def key_of(flow: Endpoints) -> Key:
@@ -52,84 +81,87 @@ def key_of(flow: Endpoints) -> Key:
 class Relay:
     """The flows in progress of one hub."""
 
-    def __init__(self, hub: Hub, in_hub: InHub) -> None:
+    def __init__(self, hub: Hub, in_hub: InHub, log: FlowLog) -> None:
         """Listen for accepted connections; ``in_hub(function, *args)`` runs a call in the hub's namespace."""
+        self._hub = hub
         self._in_hub = in_hub
-        self._waiting: dict[Key, socket.socket] = {}
-        self._connecting: set[Key] = set()
-        self._flows: dict[str, set[asyncio.Task[None]]] = {}
+        self._log = log
+        self._pipes = Pipes()
+        self._waiting: dict[Key, _Waiting] = {}
+        self._flows: dict[str, dict[asyncio.Task[None], EgressRule | None]] = {}
         loop = asyncio.get_running_loop()
         for listener in hub.relay_listeners:
             loop.add_reader(listener, self._accept, listener)
 
-    def is_connecting(self, flow: Endpoints) -> bool:
-        """Tell whether this is a repetition of a packet whose upstream connection is being made."""
-        return key_of(flow) in self._connecting
-
-    async def connect(self, flow: Endpoints, targets: list[Target]) -> int | None:
-        """Connect to the first target that does not refuse.
-
-        Returns the mark for the connection's first packet; None where it is to be dropped.
-        """
+    def admit(self, flow: Endpoints, upstream: socket.socket, passage: Passage) -> int:
+        """Wait for the client of a connection that has been made upstream; return the mark for its first packet."""
         key = key_of(flow)
-        self._connecting.add(key)
-        try:
-            upstream = await self._dial_first(targets)
-        except OSError as error:
-            return mark_for(error)
-        finally:
-            self._connecting.discard(key)
-        self._waiting[key] = upstream
+        self._waiting[key] = _Waiting(upstream, passage)
         asyncio.get_running_loop().call_later(_CLAIM_TIMEOUT, self._expire, key, upstream)
         return MARK_RELAY
 
-    async def connect_udp(self, flow: Endpoints, targets: list[Target]) -> int | None:
-        """Make both sides of a UDP exchange with the first target; return the mark for its first packet."""
-        target = targets[0]
+    async def admit_udp(self, flow: Endpoints, target: Target, passage: Passage) -> int:
+        """Make both sides of a UDP exchange with a target; return the mark for its first packet.
+
+        Raises:
+            OSError: as the client's own call would.
+        """
         key = key_of(flow)
-        self._connecting.add(key)
         upstream = socket.socket(target.family, socket.SOCK_DGRAM)
-        upstream.setblocking(False)
         try:
+            upstream.setblocking(False)
             upstream.connect(target[:2])
-            inner = await self._in_hub(_udp_to_leaf, key)
-        except OSError as error:
+            inner = await self._in_hub(datagrams.socket_for, key)
+        except BaseException:
             upstream.close()
-            return mark_for(error)
-        finally:
-            self._connecting.discard(key)
-        self._start(key[0], _exchange(inner, upstream))
+            raise
+        self._start(key[0], self._exchange(key, inner, upstream, passage), passage, (inner, upstream))
         return MARK_RELAY
 
     async def forward(self, client: socket.socket, leaf_address: str, port: int) -> None:
         """Carry a connection from the host into a leaf."""
         try:
-            inner = await self._dial_first([Target(leaf_address, port, in_hub=True)])
+            inner = await self.dial(Target(leaf_address, port, in_hub=True))
         except OSError:
             reset(client)
             return
-        self._start(leaf_address, _carry(client, inner))
+        passage = Passage()
+        self._start(leaf_address, self._carry(client, _Waiting(inner, passage)), passage, (client, inner))
 
-    def cut(self, leaf_address: str) -> None:
-        """Reset every connection of one of a leaf's addresses, those that are being made included."""
+    def cut(self, leaf_address: str, policy: Policy | None = None) -> None:
+        """Reset the connections of one of a leaf's addresses, those that are being made included.
+
+        With ``policy``, those that it allows go on.
+        """
+
+        def goes_on(rule: EgressRule | None) -> bool:
+            return policy is not None and (policy.everything if rule is None else rule in policy.rules)
+
         for key in [key for key in self._waiting if key[0] == leaf_address]:
-            self._waiting.pop(key).close()
-        for task in self._flows.pop(leaf_address, ()):
-            task.cancel()
+            if not goes_on(self._waiting[key].passage.rule):
+                self._give_up(key)
+        for task, rule in list(self._flows.get(leaf_address, {}).items()):
+            if not goes_on(rule):
+                task.cancel()
 
-    def _start(self, leaf_address: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(
+        self, leaf_address: str, work: Coroutine[Any, Any, None], passage: Passage, sockets: Iterable[socket.socket]
+    ) -> None:
+        tasks = self._flows.setdefault(leaf_address, {})
+
+        def finish(task: asyncio.Task[None]) -> None:
+            tasks.pop(task, None)
+            if not tasks and self._flows.get(leaf_address) is tasks:
+                del self._flows[leaf_address]
+            for opened in sockets:  # a task that is cancelled before it begins does not close them
+                reset(opened)
+            self._end(passage, _CUT_SHORT)
+
         task = asyncio.create_task(work)
-        tasks = self._flows.setdefault(leaf_address, set())
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks[task] = passage.rule
+        task.add_done_callback(finish)
 
-    async def _dial_first(self, targets: list[Target]) -> socket.socket:
-        for target in targets[:-1]:
-            with contextlib.suppress(ConnectionRefusedError):
-                return await self._dial(target)
-        return await self._dial(targets[-1])
-
-    async def _dial(self, target: Target) -> socket.socket:
+    async def dial(self, target: Target) -> socket.socket:
         """Connect to a TCP endpoint; OSError as connect(2) would give it."""
         if target.in_hub:
             upstream = await self._in_hub(socket.socket, target.family, socket.SOCK_STREAM)
@@ -140,100 +172,74 @@ class Relay:
             await asyncio.wait_for(asyncio.get_running_loop().sock_connect(upstream, target[:2]), _CONNECT_TIMEOUT)
         except asyncio.TimeoutError as error:
             upstream.close()
-            raise TimeoutError(errno.ETIMEDOUT, "timed out") from error
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
         except BaseException:
             upstream.close()
             raise
         return upstream
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+        try:
             inner, peer = listener.accept()
-            destination = inner.getsockname()
-            upstream = self._waiting.pop((peer[0], peer[1], destination[0], destination[1]), None)
-            if upstream is None:  # nobody decided on it
-                reset(inner)
-                return
-            inner.setblocking(False)
-            self._start(peer[0], _carry(inner, upstream))
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # out of descriptors: the connection waits until some are free
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
+            return
+        destination = inner.getsockname()
+        waiting = self._waiting.pop((peer[0], peer[1], destination[0], destination[1]), None)
+        if waiting is None:  # nobody decided on it
+            reset(inner)
+            return
+        inner.setblocking(False)
+        self._start(peer[0], self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
+
+    async def _carry(self, client: socket.socket, waiting: _Waiting) -> None:
+        passage = waiting.passage
+        reason: str | None = _CUT_SHORT
+        try:
+            await carry(client, waiting.upstream, passage.volume, passage.inspect, self._pipes)
+            reason = None
+        finally:
+            self._end(passage, reason)
+
+    def _end(self, passage: Passage, reason: str | None = None) -> None:
+        if passage.entry is not None:
+            self._log.end(passage.entry, reason)
+
+    async def _exchange(self, key: Key, inner: socket.socket, upstream: socket.socket, passage: Passage) -> None:
+        try:
+            await datagrams.exchange(inner, upstream, passage.volume, lambda error: self._tell(key, error))
+        finally:
+            self._end(passage)
+
+    def _tell(self, key: Key, error: int) -> None:
+        """Tell a UDP client what its server's host said, or the way there."""
+        packet = icmp.unreachable(*key, error)
+        sender = self._hub.icmp6 if ":" in key[0] else self._hub.icmp
+        if packet is not None and sender is not None:
+            with contextlib.suppress(OSError):
+                sender.sendto(packet, (key[0], 0))
 
     def _expire(self, key: Key, upstream: socket.socket) -> None:
-        if self._waiting.get(key) is upstream:
-            del self._waiting[key]
-            upstream.close()
+        waiting = self._waiting.get(key)
+        if waiting is not None and waiting.upstream is upstream:
+            self._give_up(key)
 
-
-async def _carry(one: socket.socket, other: socket.socket) -> None:
-    """Copy both ways until both have said their last; a reset on one side, or being cut off, resets the other."""
-    directions = [asyncio.create_task(_copy(one, other)), asyncio.create_task(_copy(other, one))]
-    whole = False
-    try:
-        done, pending = await asyncio.wait(directions, return_when=asyncio.FIRST_EXCEPTION)
-        whole = not pending and not any(task.exception() for task in done)
-    finally:
-        await _end(directions)
-        for opened in (one, other):
-            opened.close() if whole else reset(opened)
-
-
-async def _exchange(inner: socket.socket, upstream: socket.socket) -> None:
-    directions = [asyncio.create_task(_copy_datagrams(*pair)) for pair in ((inner, upstream), (upstream, inner))]
-    try:
-        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await _end(directions)
-        inner.close()
-        upstream.close()
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """End the tasks before their sockets are closed: the loop would take the next of that number for the old one."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    def _give_up(self, key: Key) -> None:
+        waiting = self._waiting.pop(key)
+        waiting.upstream.close()
+        self._end(waiting.passage, "the client went away before it was connected")
 
 
 def mark_for(error: OSError) -> int | None:
     """Return the mark that makes a client see the error that the upstream gave; None where it would see none."""
+    if error.errno == errno.ETIMEDOUT:
+        return None
     if error.errno == errno.ECONNREFUSED:
         return MARK_RESET
-    if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return MARK_UNREACHABLE
     if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL):
         return MARK_BLOCKED
-    return None
-
-
-def reset(opened: socket.socket) -> None:
-    """Close a connection so that the other end sees a reset."""
-    with contextlib.suppress(OSError):
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    opened.close()
-
-
-def _udp_to_leaf(key: Key) -> socket.socket:
-    source, source_port, destination, destination_port = key
-    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-    opened = hub_module.transparent(family, socket.SOCK_DGRAM, (destination, destination_port))
-    opened.connect((source, source_port))
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_CLAIMED)
-    return opened
-
-
-async def _copy(source: socket.socket, destination: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(source, _CHUNK):
-        await loop.sock_sendall(destination, data)
-    with contextlib.suppress(OSError):
-        destination.shutdown(socket.SHUT_WR)
-
-
-async def _copy_datagrams(source: socket.socket, destination: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            data = await asyncio.wait_for(loop.sock_recv(source, _DATAGRAM), _UDP_IDLE)
-            with contextlib.suppress(BlockingIOError):
-                destination.send(data)
-        except (OSError, asyncio.TimeoutError):
-            return
+    return MARK_UNREACHABLE

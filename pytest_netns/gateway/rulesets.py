@@ -12,13 +12,15 @@ from typing import Final, TypeAlias
 
 from pytest_netns import addressing
 from pytest_netns.addressing import Addresses
-from pytest_netns.kernel import nft
-from pytest_netns.kernel.nft import ACCEPT, DROP, Chain, Rule, Table
+from pytest_netns.kernel import nft, nft_table
+from pytest_netns.kernel.nft import ACCEPT, DROP, Rule
+from pytest_netns.kernel.nft_table import Chain, Table
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 HUB_TABLE: Final = "pytest_netns"
 PEERS: Final = "peers"
+ASKING: Final = "asking"
 QUEUE: Final = 0
 LO_INDEX: Final = 1
 ETH0_INDEX: Final = 2
@@ -28,6 +30,7 @@ MARK_RELAY: Final = 1
 MARK_RESET: Final = 2
 MARK_BLOCKED: Final = 3
 MARK_UNREACHABLE: Final = 4
+MARK_PASS: Final = 5
 
 # What a socket of the relay carries as SO_MARK once it belongs to one flow alone.
 MARK_CLAIMED: Final = 16
@@ -56,15 +59,7 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
         *_to_the_hub(),
         *[[*nft.fib_local(kind), *nft.l4proto(_UDP), *queue] for kind in ("broadcast", "multicast")],
         *[[*nft.fib_local(kind), DROP] for kind in ("broadcast", "multicast", "anycast")],
-        [*nft.l4proto(_TCP), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT],
-        # A UDP socket is bound before it is connected; until then it would take what other clients send there.
-        [
-            *nft.l4proto(_UDP),
-            *nft.transparent_socket(),
-            *nft.socket_mark(MARK_CLAIMED),
-            *nft.set_mark(MARK_RELAY),
-            ACCEPT,
-        ],
+        *_passed(),
         [*nft.l4proto(_TCP), *nft.transport_bytes(13, _SYN_ACK, _SYN, equal=False), *nft.reject_tcp_reset()],
         queue,
     ]
@@ -78,14 +73,43 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
         Chain("prerouting", nft.PREROUTING, _PRIORITY_MANGLE, prerouting),
         Chain("forward", nft.FORWARD, 0, forward, policy=0),
     ]
-    return Table(HUB_TABLE, nft.NFPROTO_INET, chains, sets=[PEERS])
+    return Table(HUB_TABLE, nft.NFPROTO_INET, chains, sets={PEERS: 8, ASKING: 4})
 
 
 def peers(worker: int) -> bytes:
     """Return the messages that let a worker's leaf and its tests' leaves reach each other."""
     own, tests = addressing.groups(worker)
     keys = (struct.pack("=II", own, tests), struct.pack("=II", tests, own))
-    return nft.transaction(b"".join(nft.element(HUB_TABLE, nft.NFPROTO_INET, PEERS, key) for key in keys))
+    return nft_table.transaction(
+        b"".join(nft_table.add_element(HUB_TABLE, nft.NFPROTO_INET, PEERS, key) for key in keys)
+    )
+
+
+def asking(ifindex: int, *, asks: bool) -> bytes:
+    """Return the messages that have the gateway asked, or not any more, of what a leaf sends to other leaves.
+
+    It is asked where a leaf's loopback is continued in more than its peer: in the host's loopback too.
+    """
+    change = nft_table.add_element if asks else nft_table.remove_element
+    return nft_table.transaction(change(HUB_TABLE, nft.NFPROTO_INET, ASKING, struct.pack("=I", ifindex)))
+
+
+def _passed() -> list[Rule]:
+    """Leave what the gateway was asked of, and the flows that began so, to the forward chain."""
+    to_others = [_within(addressing.LEAVES), _within(addressing.LEAVES6)]
+    passed = (nft.mark(MARK_PASS), nft.ct_state(_ESTABLISHED_OR_RELATED))
+    return [
+        [*nft.l4proto(_TCP), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT],
+        # A UDP socket is bound before it is connected; until then it would take what other clients send there.
+        [
+            *nft.l4proto(_UDP),
+            *nft.transparent_socket(),
+            *nft.socket_mark(MARK_CLAIMED),
+            *nft.set_mark(MARK_RELAY),
+            ACCEPT,
+        ],
+        *[[*others, *condition, ACCEPT] for others in to_others for condition in passed],
+    ]
 
 
 def _between_leaves() -> list[Rule]:
@@ -93,7 +117,8 @@ def _between_leaves() -> list[Rule]:
     others = (addressing.GATEWAY, addressing.HOST_LOOPBACK, addressing.BROADCAST)
     to_a_leaf = [*_within(addressing.LEAVES), *(part for other in others for part in _not_to(other))]
     to_a_leaf6 = [*_within(addressing.LEAVES6), *_not_to(addressing.HOST_LOOPBACK6)]
-    return [[*to_a_leaf, ACCEPT], [*to_a_leaf6, ACCEPT]]
+    unasked = nft.iif_in_set(ASKING, inverted=True)
+    return [[*to_a_leaf, *unasked, ACCEPT], [*to_a_leaf6, *unasked, ACCEPT]]
 
 
 def _verdicts() -> list[Rule]:
@@ -129,7 +154,10 @@ def _to_the_hub() -> list[Rule]:
     """Let the name server and ping answer, what the hub itself dialled in a leaf, and nothing else."""
     own = _to(addressing.GATEWAY)
     return [
-        [*own, *nft.l4proto(_TCP), *nft.ct_state(_ESTABLISHED), ACCEPT],
+        *[
+            [*_to(address), *nft.l4proto(_TCP), *nft.ct_state(_ESTABLISHED), ACCEPT]
+            for address in (addressing.GATEWAY, addressing.GATEWAY6)
+        ],
         *[[*own, *nft.l4proto(protocol), *nft.dport(_DNS), ACCEPT] for protocol in (_UDP, _TCP)],
         [*own, *nft.l4proto(_ICMP), ACCEPT],
         [*nft.fib_local("local"), *nft.l4proto(_ICMPV6), ACCEPT],
@@ -154,7 +182,7 @@ def leaf(own: Addresses, peer: tuple[Address, Address], alias: tuple[Address, Ad
         alias: the aliases, IPv4 and IPv6, that this leaf's own loopback is known by to its peer.
     """
     tables = (_loopback_table(own.ipv4, peer[0], alias[0]), _loopback_table(own.ipv6, peer[1], alias[1]))
-    return nft.transaction(b"".join(table.encode() for table in tables))
+    return nft_table.transaction(b"".join(table.encode() for table in tables))
 
 
 def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:

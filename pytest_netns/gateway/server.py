@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
+import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from dataclasses import astuple, replace
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from pytest_netns import addressing
@@ -22,13 +25,17 @@ from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
 from pytest_netns.gateway.flows import FlowLog
 from pytest_netns.gateway.hub import Hub
+from pytest_netns.gateway.names import Names
+from pytest_netns.gateway.nameserver import NameServer
 from pytest_netns.gateway.protocol import Message
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
 from pytest_netns.gateway.relay import Relay
+from pytest_netns.gateway.resolver import Resolver
 from pytest_netns.gateway.worker import LiveLeaf, Worker
-from pytest_netns.policy import Egress
+from pytest_netns.policy import CLOSED, OPEN, Policy
+from pytest_netns.rules import LOCALHOST, EgressRule
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +43,7 @@ Reply = tuple[Message, tuple[int, ...]]
 
 _SO_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid; see unix(7)
 _FIRST_CLIENT_TIMEOUT: Final = 30.0  # seconds
-_RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:2 attempts:1\n"
+_RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:5 attempts:2\n"
 
 
 class Spare(NamedTuple):
@@ -67,9 +74,13 @@ class Gateway:
     async def start(self) -> None:
         """Make the hub; KernelError or UnsupportedError where this machine can't."""
         self._hub = await self._in_hub(self._factory.start, _RESOLV_CONF)
-        self._relay = Relay(self._hub, self._in_hub)
+        self._relay = Relay(self._hub, self._in_hub, self._log)
         self._publisher = Publisher(self._relay)
-        self._control = EgressControl(self._hub, self._relay, self._log, self._find)
+        names, resolver = Names(), Resolver()
+        self._control = EgressControl(
+            self._hub, self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find
+        )
+        self._name_server = NameServer(self._hub, self._log, names, resolver, self._find)
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until the last client has gone."""
@@ -86,6 +97,10 @@ class Gateway:
             with contextlib.suppress(NetnsError, OSError):
                 (await asyncio.wrap_future(spare.leaf)).close()
         await self._control.stop()
+        await self._name_server.stop()
+        for worker in self._workers:
+            for live in worker.leaves:
+                self._drop(worker, live)
         self._hub.close()
         self._factory.stop()
 
@@ -170,6 +185,8 @@ class Gateway:
         answer, attached = reply
         try:
             protocol.send(worker.connection, {"ok": True, **answer, "number": number}, attached)
+        except ValueError as error:  # it does not fit a packet
+            return self._send(worker, number, _refusal(error))
         except OSError:
             self._hang_up(worker)
             return False
@@ -210,20 +227,23 @@ class Gateway:
         del worker
         return {}, ()
 
-    async def _join(self, worker: Worker, worker_name: str, *, open_egress: bool, own_leaf: bool) -> Reply:
+    async def _join(
+        self, worker: Worker, worker_name: str, *, open_egress: bool, own_leaf: bool, rules: list[str], record: bool
+    ) -> Reply:
         """Take a client on as a worker, with a leaf of its own or, as a guest of the host, without."""
         if worker.name:
             msg = f"{worker.name} has joined already"
             raise ValueError(msg)
-        worker.name = worker_name
-        worker.egress = Egress.OPEN if open_egress else Egress.CLOSED
+        worker.policy = OPEN if open_egress else Policy(_parsed(tuple(rules)), everything=record)
+        worker.name, worker.opened, worker.record = worker_name, open_egress, record
         self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
         if not own_leaf:
             return {}, ()
         wiring = worker.own_wiring()
         leaf = await self._in_hub(self._factory.make, next(self._numbers), wiring)
-        worker.own = self._register(worker, worker_name, leaf, worker.egress, "(outside of any test)")
+        worker.own = self._register(worker, worker_name, leaf, "(outside of any test)")
         self._route_loopback(worker.own, worker.worker_alias)
+        self._apply(worker.own, worker.policy)
         self._spares[worker] = self._prepare(worker)
         return _granted(worker.own)
 
@@ -244,8 +264,9 @@ class Gateway:
 
     def _hand_out(self, worker: Worker, leaf: Leaf) -> Reply:
         worker.made += 1
-        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, Egress.CLOSED, "")
+        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf)
         worker.tests[live.name] = live
+        self._apply(live, Policy(everything=worker.record))
         self._activate(worker, live.name)
         self._spares[worker] = self._prepare(worker)
         return _granted(live)
@@ -263,8 +284,36 @@ class Gateway:
     def _route_loopback(self, live: LiveLeaf, alias: tuple[Address, Address]) -> None:
         self._hub.switch.request(loopback_routes(live.leaf.addresses, alias), "route a shared loopback")
 
-    def _label(self, worker: Worker, leaf: str, test: str) -> None:
-        self._named(worker, leaf).test = test
+    def _label(self, worker: Worker, leaf: str, test: str, rules: list[str], *, sni: bool, wait: bool) -> Reply | None:
+        """Let a leaf serve a test, by whose rules it goes from now on."""
+        live = self._named(worker, leaf)
+        live.test = test
+        if not (live is worker.own and worker.opened):
+            self._apply(live, Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni))
+        return ({}, ()) if wait else None
+
+    def _allow(self, worker: Worker, leaf: str, rules: list[str]) -> Reply:
+        live = self._named(worker, leaf)
+        more = tuple(rule for rule in _parsed(tuple(rules)) if rule not in live.policy.rules)
+        self._apply(live, replace(live.policy, rules=live.policy.rules + more))
+        return {}, ()
+
+    def _apply(self, live: LiveLeaf, policy: Policy) -> None:
+        """Go by a policy from now on; connections that it does not allow are cut."""
+        live.policy, before = policy, live.policy
+        if not set(before.rules) <= set(policy.rules):
+            for address in live.addresses:
+                self._relay.cut(address, policy)
+        asks = live.owner.own is not None and (
+            policy.everything or any(rule.host == LOCALHOST for rule in policy.rules)
+        )
+        if asks is not live.asks:
+            self._ask_of(live, asks=asks)
+
+    def _ask_of(self, live: LiveLeaf, *, asks: bool) -> None:
+        change = rulesets.asking(live.leaf.addresses.hub_ifindex, asks=asks)
+        self._hub.filter.request(change, "have the gateway asked of a leaf's loopback")
+        live.asks = asks
 
     def _release(self, worker: Worker, leaf: str) -> None:
         live = next((live for live in worker.leaves if live.name == leaf), None)
@@ -277,6 +326,8 @@ class Gateway:
             worker.own = None
         if worker.current is live:
             worker.current = None
+        if live.asks:
+            self._ask_of(live, asks=False)
         self._publisher.close(live.name)
         for address in live.addresses:
             self._relay.cut(address)
@@ -285,14 +336,20 @@ class Gateway:
         self._log.forget(live.name)
         self._factory.drop(live.leaf)
 
-    def _flows(self, worker: Worker, leaf: str) -> Reply:
+    def _flows(self, worker: Worker, leaf: str, since: int) -> Reply:
         self._named(worker, leaf)
-        return {"flows": [flow.to_dict() for flow in self._log.of(leaf)[-_FLOWS_AT_MOST:]]}, ()
+        return _page([flow.to_dict() for flow in self._log.of(leaf)[since:]])
 
-    def _blocked(self, worker: Worker) -> Reply:
+    def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
+        return _page([astuple(row) for row in self._log.blocked(worker.name if own else None)[since:]])
+
+    def _needed(self, worker: Worker, since: int, *, own: bool) -> Reply:
+        return _page(self._log.needed(worker.name if own else None)[since:])
+
+    def _log_to(self, worker: Worker, path: str) -> Reply:
         del worker
-        rows = [[row.endpoint, row.count, row.first_test] for row in self._log.blocked()]
-        return {"blocked": rows[:_FLOWS_AT_MOST], "more": max(0, len(rows) - _FLOWS_AT_MOST)}, ()
+        self._log.write_to(open(path, "a", encoding="utf-8"))  # noqa: SIM115 - it is the log's from now on
+        return {}, ()
 
     def _publish(self, worker: Worker, leaf: str, port: int) -> Reply:
         return {"port": self._publisher.open(self._named(worker, leaf), port)}, ()
@@ -305,14 +362,14 @@ class Gateway:
     def _named(self, worker: Worker, leaf: str) -> LiveLeaf:
         return {live.name: live for live in worker.leaves}[leaf]
 
-    def _register(self, worker: Worker, name: str, leaf: Leaf, egress: Egress, test: str) -> LiveLeaf:
-        live = LiveLeaf(name, leaf, worker, egress, test)
+    def _register(self, worker: Worker, name: str, leaf: Leaf, test: str = "") -> LiveLeaf:
+        live = LiveLeaf(name, leaf, worker, CLOSED, test)
         self._by_key[leaf.addresses.hub_ifindex] = live
         self._by_key[live.address] = live
         return live
 
 
-_FLOWS_AT_MOST: Final = 200
+_PAGE_BYTES: Final = 64 * 1024
 _REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
 _OPERATIONS: Final[dict[str, Callable[..., Reply | Awaitable[Reply] | None]]] = {
     "hello": Gateway._hello,  # noqa: SLF001
@@ -321,11 +378,30 @@ _OPERATIONS: Final[dict[str, Callable[..., Reply | Awaitable[Reply] | None]]] = 
     "release": Gateway._release,  # noqa: SLF001
     "activate": Gateway._activate,  # noqa: SLF001
     "label": Gateway._label,  # noqa: SLF001
+    "allow": Gateway._allow,  # noqa: SLF001
     "flows": Gateway._flows,  # noqa: SLF001
     "blocked": Gateway._blocked,  # noqa: SLF001
+    "needed": Gateway._needed,  # noqa: SLF001
+    "log_to": Gateway._log_to,  # noqa: SLF001
     "publish": Gateway._publish,  # noqa: SLF001
     "unpublish": Gateway._unpublish,  # noqa: SLF001
 }
+
+
+@functools.cache
+def _parsed(rules: tuple[str, ...]) -> tuple[EgressRule, ...]:
+    return tuple(EgressRule.parse(rule) for rule in rules)
+
+
+def _page(rows: Sequence[Any]) -> Reply:
+    """Return as many rows as fit a message well, and whether there are more."""
+    size = count = 0
+    for row in rows:
+        size += len(json.dumps(row))
+        if count and size > _PAGE_BYTES:
+            break
+        count += 1
+    return {"rows": rows[:count], "more": count < len(rows)}, ()
 
 
 def _refusal(error: Exception) -> Reply:

@@ -11,20 +11,30 @@ from pytest_netns import addressing
 from pytest_netns.addressing import Loopback
 from pytest_netns.gateway.factory import Leaf
 from pytest_netns.gateway.recipes import Address, Wiring
-from pytest_netns.policy import Egress
+from pytest_netns.policy import CLOSED, Policy
 
 _HOST = (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)
 
 
 @dataclass(eq=False)
 class LiveLeaf:
-    """A leaf in use: whose it is, what it may reach, and on which test its flows are booked."""
+    """A leaf in use.
+
+    Attributes:
+        name: what it is called.
+        leaf: the namespaces.
+        owner: whose it is.
+        policy: what it may reach.
+        test: the test that its flows are booked on.
+        asks: whether the gateway is asked of what it sends to other leaves.
+    """
 
     name: str
     leaf: Leaf
     owner: Worker
-    egress: Egress
-    test: str
+    policy: Policy
+    test: str = ""
+    asks: bool = False
 
     @property
     def address(self) -> str:
@@ -37,6 +47,16 @@ class LiveLeaf:
         return self.address, str(self.leaf.addresses.ipv6)
 
     @property
+    def peer(self) -> LiveLeaf | None:
+        """The leaf that its loopback is continued in; None where that is the host's alone."""
+        return self.owner.current if self is self.owner.own else self.owner.own
+
+    @property
+    def peer_aliases(self) -> tuple[Address, Address]:
+        """The addresses by which it reaches its peer's loopback."""
+        return self.owner.test_alias if self is self.owner.own else self.owner.worker_alias
+
+    @property
     def net_inode(self) -> int:
         """The number that /proc/<pid>/ns/net shows for a process inside."""
         return os.fstat(self.leaf.net_fd).st_ino
@@ -47,6 +67,13 @@ class Worker:
     """A connected pytest process.
 
     Attributes:
+        number: its serial number.
+        pid: the process.
+        connection: what it talks by.
+        name: what its leaves are called after.
+        policy: what its own leaf may reach while that serves no test.
+        record: whether what its leaves have no rule for is let through.
+        opened: whether its own leaf stands in for the host's network, and has the host's resolver.
         heard: whether it is listened to; not while an answer to it takes time, and not once it has gone.
     """
 
@@ -55,7 +82,9 @@ class Worker:
     connection: socket.socket
     heard: bool = False
     name: str = ""
-    egress: Egress = Egress.CLOSED
+    policy: Policy = CLOSED
+    record: bool = False
+    opened: bool = False
     own: LiveLeaf | None = None
     tests: dict[str, LiveLeaf] = field(default_factory=dict)
     current: LiveLeaf | None = None
@@ -74,8 +103,8 @@ class Worker:
     def own_wiring(self) -> Wiring:
         """Return how the worker's own leaf is wired: its loopback is continued in the current test's."""
         group, _ = addressing.groups(self.number)
-        opened = self.egress is Egress.OPEN
-        return Wiring(group, peer=_HOST if opened else self.test_alias, alias=self.worker_alias, host_resolver=opened)
+        peer = _HOST if self.opened else self.test_alias
+        return Wiring(group, peer=peer, alias=self.worker_alias, host_resolver=self.opened)
 
     def test_wiring(self) -> Wiring:
         """Return how a test's leaf is wired: its loopback is continued in the worker's, or in the host's."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pytest_netns.errors import KernelError
-from pytest_netns.kernel import nft
+from pytest_netns.kernel import nft_table
 from pytest_netns.kernel.netlink import NetlinkSocket
 
 # From <linux/netfilter/nf_tables.h>.
@@ -49,7 +49,7 @@ def load(channel: NetlinkSocket, ruleset: bytes) -> None:
         framework = b""
         for kind, message in _messages(ruleset):
             try:
-                channel.request(nft.transaction(framework + message), f"load {_name(kind, message)}")
+                channel.request(nft_table.transaction(framework + message), f"load {_name(kind, message)}")
             except KernelError as refusal:
                 raise CulpritError(refusal.errno or 0, refusal.strerror or "", _name(kind, message)) from error
             if kind != _NEWRULE:

@@ -7,11 +7,9 @@ or ends in a verdict. Numbers come from <linux/netfilter/nf_tables.h>.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from typing import Final
 
 from pytest_netns.kernel import nft_wire
-from pytest_netns.kernel.netlink import NLM_F_APPEND
 
 Rule = list[bytes]
 """The encoded expressions of one rule, evaluated in order."""
@@ -239,6 +237,12 @@ def queue_xtables(number: int) -> Rule:
     return [nft_wire.expression("target", name=b"NFQUEUE\0", rev=1, info=info)]
 
 
+def iif_in_set(name: str, *, inverted: bool = False) -> Rule:
+    """Match packets whose interface's index is in the set, or is not."""
+    lookup = nft_wire.expression("lookup", set=name.encode() + b"\0", sreg=_REGISTER, flags=int(inverted))
+    return [nft_wire.expression("meta", dreg=_REGISTER, key=_META["iif"]), lookup]
+
+
 def groups_in_set(name: str) -> Rule:
     """Match packets whose pair of interface groups, in and out, is in the set."""
     return [
@@ -246,71 +250,3 @@ def groups_in_set(name: str) -> Rule:
         nft_wire.expression("meta", dreg=_REGISTER32 + 1, key=_META["oifgroup"]),
         nft_wire.expression("lookup", set=name.encode() + b"\0", sreg=_REGISTER32),
     ]
-
-
-_KEY_BYTES: Final = 8
-_TARGET: Final = b"target\0"
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A base chain: where it hooks in, when, what it ends in, and its rules in order."""
-
-    name: str
-    hook: int
-    priority: int
-    rules: list[Rule]
-    kind: str = "filter"
-    policy: int = 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """One nftables table with its chains and its sets of 8-byte keys."""
-
-    name: str
-    family: int
-    chains: list[Chain]
-    sets: list[str] = field(default_factory=list)
-
-    def encode(self) -> bytes:
-        """Return the netlink messages that create the table."""
-        parts = [nft_wire.message(nft_wire.NEWTABLE, self.family, [nft_wire.string(1, self.name)])]
-        parts += [self._encode_set(name, number) for number, name in enumerate(self.sets, 1)]
-        for chain in self.chains:
-            parts.append(self._encode_chain(chain))
-            parts += [self._encode_rule(chain.name, rule) for rule in chain.rules]
-        return b"".join(parts)
-
-    def _encode_set(self, name: str, number: int) -> bytes:
-        identity = [nft_wire.string(1, self.name), nft_wire.string(2, name), nft_wire.integer(3, 0)]
-        key = [nft_wire.integer(4, 0), nft_wire.integer(5, _KEY_BYTES), nft_wire.integer(10, number)]
-        return nft_wire.message(nft_wire.NEWSET, self.family, identity + key)
-
-    def _encode_chain(self, chain: Chain) -> bytes:
-        hook = nft_wire.nested(4, nft_wire.integer(1, chain.hook), nft_wire.integer(2, chain.priority))
-        identity = [nft_wire.string(1, self.name), nft_wire.string(3, chain.name), hook]
-        return nft_wire.message(
-            nft_wire.NEWCHAIN,
-            self.family,
-            [*identity, nft_wire.integer(5, chain.policy), nft_wire.string(7, chain.kind)],
-        )
-
-    def _encode_rule(self, chain: str, rule: Rule) -> bytes:
-        attributes = [nft_wire.string(1, self.name), nft_wire.string(2, chain), nft_wire.nested(4, *rule)]
-        if any(_TARGET in expression for expression in rule):  # an xtables target wants to know of which protocol
-            attributes.append(nft_wire.nested(5, nft_wire.integer(1, 0), nft_wire.integer(2, 0)))
-        return nft_wire.message(nft_wire.NEWRULE, self.family, attributes, NLM_F_APPEND)
-
-
-def element(table: str, nfproto: int, name: str, key: bytes) -> bytes:
-    """Return the message that adds one key to a set."""
-    entry = nft_wire.nested(1, nft_wire.nested(1, nft_wire.value(key)))
-    return nft_wire.message(
-        nft_wire.NEWSETELEM, nfproto, [nft_wire.string(1, table), nft_wire.string(2, name), nft_wire.nested(3, entry)]
-    )
-
-
-def transaction(messages: bytes) -> bytes:
-    """Frame messages so that the kernel carries out all of them or none."""
-    return nft_wire.frame(nft_wire.BATCH_BEGIN) + messages + nft_wire.frame(nft_wire.BATCH_END)

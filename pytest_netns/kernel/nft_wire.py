@@ -13,7 +13,7 @@ from typing import Final
 from pytest_netns.kernel.netlink import NLM_F_CREATE, NLM_F_REQUEST
 
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-NEWTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM = 0, 3, 6, 9, 12
+NEWTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, DELSETELEM = 0, 3, 6, 9, 12, 14
 
 _SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
 _NESTED: Final = 0x8000
@@ -26,7 +26,7 @@ _ATTRIBUTES: Final = {
     "dup": ("sreg_addr", "sreg_dev"),
     "fib": ("dreg", "result", "flags"),
     "immediate": ("dreg", "data"),
-    "lookup": ("set", "sreg"),
+    "lookup": ("set", "sreg", "dreg", "set_id", "flags"),
     "meta": ("dreg", "key", "sreg"),
     "nat": ("type", "family", "reg_addr_min", "reg_addr_max", "reg_proto_min", "reg_proto_max", "flags"),
     "payload": ("dreg", "base", "offset", "len", "sreg", "csum_type", "csum_offset", "csum_flags"),

@@ -17,7 +17,6 @@ from typing import Final
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NLM_F_REQUEST, NetlinkSocket
 
 NF_DROP: Final = 0
-NF_ACCEPT: Final = 1
 NF_REPEAT: Final = 4
 
 _SUBSYSTEM: Final = 3 << 8  # NFNL_SUBSYS_QUEUE
@@ -36,11 +35,19 @@ _RECEIVE_BYTES: Final = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A packet that waits for its verdict."""
+    """A packet that waits for its verdict.
+
+    Attributes:
+        number: what the verdict refers to.
+        ifindex: the interface that it came in by.
+        payload: the packet, from its IP header on.
+        hook: where it was queued, ``nft.PREROUTING`` or another.
+    """
 
     number: int
     ifindex: int
     payload: bytes
+    hook: int = 0
 
 
 class PacketQueue:
@@ -118,10 +125,11 @@ def _parse_packet(attributes: bytes) -> Queued | None:
         offset += (length + 3) & ~3
     header = found.get(_ATTR_PACKET_HDR, b"")
     indev = found.get(_ATTR_INDEV, b"")
-    if len(header) < 4 or len(indev) != 4:
+    if len(header) < 7 or len(indev) != 4:
         return None
     return Queued(
         number=int.from_bytes(header[:4], "big"),
         ifindex=int.from_bytes(indev, "big"),
         payload=found.get(_ATTR_PAYLOAD, b""),
+        hook=header[6],
     )

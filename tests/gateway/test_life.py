@@ -254,7 +254,7 @@ def test_wrong_request_gets_an_error(world: World, data: bytes) -> None:
         assert message is not None
         assert message["ok"] is False
         assert message["error"]
-    message = answer(connection, b'{"op": "blocked"}')
+    message = answer(connection, b'{"op": "blocked", "since": 0, "own": false}')
     assert message is not None
     assert message["ok"] is True
 

@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeVar
 import pytest
 from traffic import dial, echo, exchange, listen, port_of, start, transfer
 
-from pytest_netns.gateway.pump import CHUNK, Inspect, Pipes, Volume, carry, reset
+from pytest_netns.gateway.flows import Volume
+from pytest_netns.gateway.pump import CHUNK, Inspect, Judgement, Pipes, carry, reset
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -342,13 +343,13 @@ class TestLimits:
 
 
 class Question:
-    """An inspection that remembers what it was shown, and answers by how that ends."""
+    """An inspection that remembers what it was shown, and judges by how that ends; it holds what it does not know."""
 
-    def __init__(self, answers: dict[bytes, bool | Exception] | None = None) -> None:
+    def __init__(self, answers: dict[bytes, Judgement | Exception] | None = None) -> None:
         self._answers = answers or {}
         self.shown: list[bytes] = []
 
-    def __call__(self, data: bytes) -> bool | None:
+    def __call__(self, data: bytes) -> Judgement:
         """Look for an answer."""
         self.shown.append(data)
         for end, answer in self._answers.items():
@@ -356,7 +357,7 @@ class Question:
                 if isinstance(answer, Exception):
                     raise answer
                 return answer
-        return None
+        return Judgement.HOLD
 
 
 class TestInspection:
@@ -364,7 +365,7 @@ class TestInspection:
 
     def test_allowed(self, carrier: Carrier) -> None:
         """Nothing is passed on before it is allowed, then all of it; and nobody asks again."""
-        asked = Question({b"cd": True, b"f": False})
+        asked = Question({b"cd": Judgement.DONE, b"f": Judgement.REFUSE})
         carried = carrier.carry(asked)
         carried.client.sendall(b"ab")
         assert not select.select([carried.server], [], [], 0.1)[0]
@@ -374,12 +375,27 @@ class TestInspection:
         carried.client.sendall(b"ef")
         assert carried.server.recv(100) == b"ef"
         carried.move(MUCH)
-        assert asked.shown == [b"ab", b"abcd"]
+        assert asked.shown == [b"ab", b"cd"]
         assert carrier.volume(carried) == (6 + MUCH, MUCH)
+
+    def test_passed_piece_by_piece(self, carrier: Carrier) -> None:
+        """What is passed on is no licence for what follows: that is held, passed on or refused by itself."""
+        asked = Question({b".": Judgement.PASS, b"no": Judgement.REFUSE})
+        carried = carrier.carry(asked)
+        carried.client.sendall(b"one.")
+        assert carried.server.recv(100) == b"one."
+        carried.client.sendall(b"two")
+        assert not select.select([carried.server], [], [], 0.1)[0]
+        carried.client.sendall(b", three.")
+        assert carried.server.recv(100) == b"two, three."
+        carried.client.sendall(b"no")
+        over(carried.server)
+        assert carried.result.result(5) is False
+        assert asked.shown == [b"one.", b"two", b", three.", b"no"]
 
     def test_refused(self, carrier: Carrier) -> None:
         """Both sides are reset, and the server has heard nothing."""
-        carried = carrier.carry(Question({b"no": False}))
+        carried = carrier.carry(Question({b"no": Judgement.REFUSE}))
         carried.client.sendall(b"this is a ")
         time.sleep(0.02)
         carried.client.sendall(b"no")
@@ -403,17 +419,27 @@ class TestInspection:
         carried.server.close()
         assert carried.result.result(5)
 
+    def test_passed_and_watched(self, carrier: Carrier) -> None:
+        """What was passed on may be followed by what is refused."""
+        carried = carrier.carry(Question({b"yes": Judgement.PASS, b"no": Judgement.REFUSE}))
+        carried.client.sendall(b"yes")
+        assert carried.server.recv(100) == b"yes"
+        carried.client.sendall(b"no")
+        over(carried.client)
+        assert carried.result.result(5) is False
+        assert carrier.volume(carried) == (3, 0)
+
     def test_no_answer_to_much(self, carrier: Carrier) -> None:
-        """An inspection is shown a limited amount, and with no answer to that it is passed on."""
-        asked = Question()
-        carried = carrier.carry(asked)
+        """An inspection may hold a limited amount back, and with no answer to that it is refused."""
+        carried = carrier.carry(Question())
         carried.client.sendall(b"a" * CHUNK + b"b")
-        assert b"".join(read(carried.server, CHUNK + 1)) == b"a" * CHUNK + b"b"
-        assert len(asked.shown[-1]) == CHUNK
+        over(carried.client)
+        assert carried.result.result(5) is False
+        assert carrier.volume(carried) == (0, 0)
 
     def test_server_speaks_first(self, carrier: Carrier) -> None:
         """A server's greeting passes while the client has said nothing yet, or not enough."""
-        carried = carrier.carry(Question({b"!": True}))
+        carried = carrier.carry(Question({b"!": Judgement.DONE}))
         carried.server.sendall(b"220 ready")
         assert carried.client.recv(100) == b"220 ready"
         carried.client.sendall(b"hello")

@@ -12,7 +12,7 @@ import pytest
 from unshared import fresh, unshared
 
 from pytest_netns.errors import KernelError
-from pytest_netns.kernel import links, nft, privilege, syscalls
+from pytest_netns.kernel import links, nft, nft_table, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 
 HERE, THERE = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
@@ -81,14 +81,18 @@ def test_refused_message_is_told_and_the_socket_stays_usable() -> None:
 def test_transaction_is_all_or_nothing() -> None:
     """Where one rule of a ruleset is refused, nothing of it is there, and the next transaction has its own answer."""
     channel = opened(NETLINK_NETFILTER)
-    good = nft.Table("good", nft.NFPROTO_INET, [nft.Chain("c", nft.PREROUTING, 0, [[nft.ACCEPT]])])
-    bad = nft.Table("bad", nft.NFPROTO_INET, [nft.Chain("c", nft.PREROUTING, 0, [nft.groups_in_set("missing")])])
+    good = nft_table.Table("good", nft.NFPROTO_INET, [nft_table.Chain("c", nft.PREROUTING, 0, [[nft.ACCEPT]])])
+    bad = nft_table.Table(
+        "bad", nft.NFPROTO_INET, [nft_table.Chain("c", nft.PREROUTING, 0, [nft.groups_in_set("missing")])]
+    )
     for _ in range(3):
         with pytest.raises(KernelError, match="the batch"):
-            request(channel, nft.transaction(good.encode() + bad.encode()))
+            request(channel, nft_table.transaction(good.encode() + bad.encode()))
         with pytest.raises(KernelError, match="No such file"):
-            request(channel, nft.transaction(nft.element("good", nft.NFPROTO_INET, "missing", bytes(8))))
-    request(channel, nft.transaction(good.encode()))
+            request(
+                channel, nft_table.transaction(nft_table.add_element("good", nft.NFPROTO_INET, "missing", bytes(8)))
+            )
+    request(channel, nft_table.transaction(good.encode()))
 
 
 @unshared

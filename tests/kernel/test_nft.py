@@ -13,9 +13,10 @@ from unshared import unshared
 from pytest_netns import addressing
 from pytest_netns.errors import KernelError
 from pytest_netns.gateway import rulesets
-from pytest_netns.kernel import nft, nft_wire, privilege
+from pytest_netns.kernel import nft, nft_table, nft_wire, privilege
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
-from pytest_netns.kernel.nft import Chain, Rule, Table
+from pytest_netns.kernel.nft import Rule
+from pytest_netns.kernel.nft_table import Chain, Table
 
 V4, V6 = ipaddress.ip_address("127.0.0.1").packed, ipaddress.ip_address("::1").packed
 
@@ -40,6 +41,8 @@ RULES: dict[str, Rule] = {
     "reject_admin": nft.reject_admin_prohibited(),
     "reject_reset": [*nft.l4proto(6), *nft.reject_tcp_reset()],
     "groups": nft.groups_in_set("pairs"),
+    "iif_in_set": nft.iif_in_set("indexes"),
+    "iif_not_in_set": nft.iif_in_set("indexes", inverted=True),
 }
 BY_FAMILY: dict[str, Callable[[bytes], Rule]] = {
     "address": lambda own: nft.address(own, destination=True),
@@ -56,13 +59,13 @@ BY_FAMILY: dict[str, Callable[[bytes], Rule]] = {
 def load(table: Table) -> None:
     """Load a table in the namespace that we are in."""
     with privilege.raised():
-        NetlinkSocket(NETLINK_NETFILTER).request(nft.transaction(table.encode()), "load")
+        NetlinkSocket(NETLINK_NETFILTER).request(nft_table.transaction(table.encode()), "load")
 
 
 def table_of(family: int, rule: Rule, *, hook: int = nft.PREROUTING, kind: str = "filter") -> Table:
     """Return a table with one rule."""
     priority = -150 if kind == "filter" else -100
-    return Table("t", family, [Chain("c", hook, priority, [rule], kind)], sets=["pairs"])
+    return Table("t", family, [Chain("c", hook, priority, [rule], kind)], sets={"pairs": 8, "indexes": 4})
 
 
 @unshared
@@ -157,6 +160,8 @@ def answers(port: int) -> bool:
         (nft.transport_bytes(2, b"\xff\xff", struct.pack("!H", 5000)), True),
         (nft.transport_bytes(2, b"\xff\xff", struct.pack("!H", 5000), equal=False), False),
         (nft.groups_in_set("pairs"), False),
+        (nft.iif_in_set("indexes"), False),
+        (nft.iif_in_set("indexes", inverted=True), True),
     ],
 )
 def test_matches(match: Rule, dropped: bool) -> None:

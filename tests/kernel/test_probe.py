@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 from unshared import unshared
 
-from pytest_netns.kernel import nft, privilege, probe
+from pytest_netns.kernel import nft, nft_table, privilege, probe
 from pytest_netns.kernel.blame import CulpritError, load
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pytest_netns.kernel.probe import FAIL, OK, PLATFORM, PROBE, SKIPPED, WARN, Outcome
@@ -140,8 +140,8 @@ class TestBlame:
     """Who is to blame for a ruleset that the kernel refuses."""
 
     @staticmethod
-    def _load(*chains: nft.Chain) -> None:
-        ruleset = nft.transaction(nft.Table("t", nft.NFPROTO_INET, list(chains)).encode())
+    def _load(*chains: nft_table.Chain) -> None:
+        ruleset = nft_table.transaction(nft_table.Table("t", nft.NFPROTO_INET, list(chains)).encode())
         with privilege.raised(), contextlib.closing(NetlinkSocket(NETLINK_NETFILTER)) as channel:
             load(channel, ruleset)
 
@@ -151,7 +151,7 @@ class TestBlame:
         unknown = nft.verdict(0).replace(b"immediate\0", b"immodest!\0")
         rules = [[*nft.dport(53), nft.ACCEPT], [*nft.mark(1), *nft.ct_state(2), unknown], [nft.DROP]]
         with pytest.raises(CulpritError) as caught:
-            self._load(nft.Chain("c", nft.INPUT, 0, rules))
+            self._load(nft_table.Chain("c", nft.INPUT, 0, rules))
         assert caught.value.part == "ct + immodest!"
         assert caught.value.errno == errno.ENOENT
 
@@ -159,13 +159,13 @@ class TestBlame:
     def test_names_the_chain(self) -> None:
         """A chain of a type that the kernel does not know is named."""
         with pytest.raises(CulpritError) as caught:
-            self._load(nft.Chain("c", nft.INPUT, 0, []), nft.Chain("d", nft.INPUT, 0, [], kind="strange"))
+            self._load(nft_table.Chain("c", nft.INPUT, 0, []), nft_table.Chain("d", nft.INPUT, 0, [], kind="strange"))
         assert caught.value.part == "strange chain"
 
     @unshared
     def test_loads_what_is_right(self) -> None:
         """Nothing is raised where the kernel takes the ruleset."""
-        self._load(nft.Chain("c", nft.INPUT, 0, [[nft.DROP]]))
+        self._load(nft_table.Chain("c", nft.INPUT, 0, [[nft.DROP]]))
 
     def test_is_carried_between_processes(self) -> None:
         """The error stays whole when pickled."""

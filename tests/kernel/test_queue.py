@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unshared import unshared
 
-from pytest_netns.kernel import nft, privilege
+from pytest_netns.kernel import nft, nft_table, privilege
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
-from pytest_netns.kernel.queue import NF_ACCEPT, NF_DROP, NF_REPEAT, PacketQueue, Queued, parse
+from pytest_netns.kernel.queue import NF_DROP, NF_REPEAT, PacketQueue, Queued, parse
 
 _PACKET = 3 << 8
 
@@ -30,9 +30,9 @@ def message(*attributes: bytes, kind: int = _PACKET) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
-def queued(number: int, ifindex: int, payload: bytes) -> bytes:
+def queued(number: int, ifindex: int, payload: bytes, hook: int) -> bytes:
     """Return the message that tells of one queued packet."""
-    header = attribute(1, struct.pack("!IHBx", number, 0x800, 0))
+    header = attribute(1, struct.pack("!IHBx", number, 0x800, hook))
     return message(header, attribute(5, struct.pack("!I", ifindex)), attribute(10, payload))
 
 
@@ -48,8 +48,10 @@ def test_never_raises_on_a_message(attributes: bytes, length: int) -> None:
     assert len(list(parse(struct.pack("=IHHII", length, _PACKET, 0, 0, 0) + bytes(4) + attributes))) <= 8
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**31 - 1), st.binary(max_size=80))))
-def test_reads_every_packet(packets: list[tuple[int, int, bytes]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**31 - 1), st.binary(max_size=80), st.integers(0, 4)))
+)
+def test_reads_every_packet(packets: list[tuple[int, int, bytes, int]]) -> None:
     """All packets of a read are found, in order, among messages of other kinds."""
     data = b"".join(message(kind=2) + queued(*packet) for packet in packets)
     assert list(parse(data)) == [Queued(*packet) for packet in packets]
@@ -69,9 +71,9 @@ def load_queue(number: int) -> PacketQueue:
         channel = NetlinkSocket(NETLINK_NETFILTER)
         for rule in (nft.queue(number), nft.queue_xtables(number)):
             rules = [[*nft.mark(3), nft.ACCEPT], [*nft.l4proto(17), *nft.dport(5000), *rule]]
-            table = nft.Table("t", nft.NFPROTO_IPV4, [nft.Chain("c", nft.PREROUTING, -150, rules)])
+            table = nft_table.Table("t", nft.NFPROTO_IPV4, [nft_table.Chain("c", nft.PREROUTING, -150, rules)])
             try:
-                channel.request(nft.transaction(table.encode()), "load")
+                channel.request(nft_table.transaction(table.encode()), "load")
             except OSError:
                 continue
             return PacketQueue(number)
@@ -92,7 +94,7 @@ def test_verdicts() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
         server.bind(("127.0.0.1", 5000))
         server.settimeout(5)
-        for text, verdict, mark in ((b"drop", NF_DROP, 0), (b"accept", NF_ACCEPT, 0), (b"repeat", NF_REPEAT, 3)):
+        for text, verdict, mark in ((b"drop", NF_DROP, 0), (b"accept", 1, 0), (b"repeat", NF_REPEAT, 3)):
             client.sendto(text, ("127.0.0.1", 5000))
             packet = next_packet(queue)
             assert packet.payload.endswith(text)

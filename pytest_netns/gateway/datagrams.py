@@ -1,0 +1,94 @@
+"""Carry UDP between a leaf's socket and a server, each pair of them by two sockets of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from pytest_netns.gateway import hub
+from pytest_netns.gateway.flows import Volume
+from pytest_netns.gateway.rulesets import MARK_CLAIMED
+
+IDLE: Final = 120.0  # seconds
+
+_DATAGRAM: Final = 65536
+_AT_ONCE: Final = 16
+
+
+def socket_for(key: tuple[str, int, str, int]) -> socket.socket:
+    """Open the socket that speaks to a client in its server's name; called in the hub's namespace."""
+    source, source_port, destination, destination_port = key
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    opened = hub.transparent(family, socket.SOCK_DGRAM, (destination, destination_port))
+    try:
+        opened.connect((source, source_port))
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_CLAIMED)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+async def exchange(inner: socket.socket, upstream: socket.socket, volume: Volume, tell: Callable[[int], None]) -> None:
+    """Pass datagrams on both ways until none has come for IDLE seconds, or for good; closes both sockets.
+
+    Args:
+        inner: connected to the client.
+        upstream: connected to the server.
+        volume: where bytes are counted.
+        tell: is called with the ``errno`` of what the server's host, or the way there, said to a datagram.
+    """
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+
+    def out() -> None:
+        nonlocal last
+        last = loop.time()
+        for data in _waiting(inner, None):
+            volume.add_sent(_send(upstream, data, tell))
+
+    def back() -> None:
+        nonlocal last
+        last = loop.time()
+        for data in _waiting(upstream, tell):
+            volume.add_received(_send(inner, data, None))
+
+    loop.add_reader(inner, out)
+    loop.add_reader(upstream, back)
+    try:
+        while (left := last + IDLE - loop.time()) > 0:  # noqa: ASYNC110 - nothing but time ends it
+            await asyncio.sleep(left)
+    finally:
+        for opened in (inner, upstream):
+            loop.remove_reader(opened)
+            opened.close()
+
+
+def _waiting(source: socket.socket, tell: Callable[[int], None] | None) -> list[bytes]:
+    """Return what has arrived, up to a bound: others have their turn after that."""
+    found: list[bytes] = []
+    while len(found) < _AT_ONCE:
+        try:
+            found.append(source.recv(_DATAGRAM))
+        except BlockingIOError:
+            break
+        except OSError as error:  # of an earlier datagram; it is told once
+            if tell is not None and error.errno is not None:
+                tell(error.errno)
+            break
+    return found
+
+
+def _send(sink: socket.socket, data: bytes, tell: Callable[[int], None] | None) -> int:
+    """Send one datagram, past the error of an earlier one; what finds no room is lost, as on any network."""
+    for _ in range(2):
+        try:
+            return sink.send(data)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if tell is not None and error.errno is not None:
+                tell(error.errno)
+    return 0

@@ -1,0 +1,152 @@
+"""The hub's name server: it tells a leaf of the names that its rules allow, and that no other exists.
+
+A query for another name goes nowhere. Of an allowed one the host looks up the addresses, and those are
+asked for again by the gateway when it connects: what the leaf is told stands for the name alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from typing import Final, TypeAlias
+
+from pytest_netns import policy
+from pytest_netns.gateway import dns
+from pytest_netns.gateway.dns import Question
+from pytest_netns.gateway.flows import BLOCKED, Flow, FlowLog
+from pytest_netns.gateway.hub import Hub
+from pytest_netns.gateway.names import Names
+from pytest_netns.gateway.resolver import LookupFailedError, Resolver
+from pytest_netns.gateway.worker import LiveLeaf
+from pytest_netns.policy import Address
+from pytest_netns.rules import normal_name
+
+Answer: TypeAlias = "bytes | Coroutine[None, None, bytes] | None"
+
+_DATAGRAM: Final = 65535
+_TIMEOUT: Final = 10.0  # seconds; a client of the TCP service that says nothing is hung up on
+_TTL: Final = 5  # seconds
+_AT_ONCE: Final = 32
+_OWN_REVERSE_ZONES: Final = ("18.198.in-addr.arpa", "19.198.in-addr.arpa", "127.in-addr.arpa", ".ip6.arpa")
+
+
+class NameServer:
+    """The reader of the hub's sockets for port 53."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        log: FlowLog,
+        names: Names,
+        resolver: Resolver,
+        leaf_of: Callable[[int | str], LiveLeaf | None],
+    ) -> None:
+        """Start reading; ``leaf_of`` finds a leaf by its address."""
+        self._hub = hub
+        self._log = log
+        self._names = names
+        self._resolver = resolver
+        self._leaf_of = leaf_of
+        self._last_refused: tuple[str, str, int] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        asyncio.get_running_loop().add_reader(hub.dns_udp, self._read)
+        self._spawn(self._serve_tcp())
+
+    async def stop(self) -> None:
+        """Stop reading."""
+        asyncio.get_running_loop().remove_reader(self._hub.dns_udp)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _read(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                query, client = self._hub.dns_udp.recvfrom(_DATAGRAM)
+            except OSError:
+                return
+            answer = self._answer(query, client)
+            if isinstance(answer, Coroutine):
+                self._spawn(self._send_later(answer, client))
+            elif answer is not None:
+                self._send(answer, client)
+
+    async def _send_later(self, answer: Coroutine[None, None, bytes], client: tuple[str, int]) -> None:
+        self._send(await answer, client)
+
+    def _send(self, answer: bytes, client: tuple[str, int]) -> None:
+        with contextlib.suppress(OSError):
+            self._hub.dns_udp.sendto(answer, client)
+
+    def _answer(self, query: bytes, client: tuple[str, int]) -> Answer:
+        question = dns.parse(query)
+        leaf = self._leaf_of(client[0])
+        if question is None or leaf is None:
+            return None
+        if question.kind == dns.PTR and question.name.endswith(_OWN_REVERSE_ZONES):
+            return dns.refuse(question)
+        name = normal_name(question.name)
+        if name is None or not policy.may_resolve(leaf.policy, name):
+            self._record(leaf, question.name, client[1])
+            return dns.refuse(question)
+        return self._answer_allowed(leaf, question, name, client[1])
+
+    def _answer_allowed(self, leaf: LiveLeaf, question: Question, name: str, port: int) -> Answer:
+        if not question.is_lookup:
+            return dns.decline(question)
+        if question.kind in (dns.HTTPS, dns.SVCB):  # what they would tell, only the host may follow
+            return dns.answer(question, (), _TTL)
+        if question.kind not in (dns.A, dns.AAAA):
+            self._record(leaf, name, port, "an allowed name, but only its addresses are looked up")
+            return dns.refuse_kind(question)
+        return self._look_up(leaf, question, name, port)
+
+    async def _look_up(self, leaf: LiveLeaf, question: Question, name: str, port: int) -> bytes:
+        try:
+            found = await self._resolver.look_up(name)
+        except LookupFailedError as error:
+            return dns.fail(question, str(error))
+        if not found:
+            return dns.missing(question)
+        permitted = [address for address in found if policy.may_stand_for(leaf.policy, address)]
+        if not permitted:
+            reason = f"an allowed name, but it is {found[0]}, which takes a rule of its own"
+            self._record(leaf, name, port, reason)
+            return dns.refuse(question, reason)
+        versions = {address.version for address in permitted}
+        stand_ins: tuple[Address, ...] = self._names.addresses(name, leaf.policy.rules)
+        return dns.answer(question, [address for address in stand_ins if address.version in versions], _TTL)
+
+    def _record(self, leaf: LiveLeaf, name: str, port: int, reason: str | None = None) -> None:
+        # A resolver asks for A and AAAA from one port: that is one attempt.
+        if self._last_refused != (leaf.name, name, port):
+            self._last_refused = (leaf.name, name, port)
+            flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason=reason)
+            self._log.add(flow, leaf.owner.name)
+
+    async def _serve_tcp(self) -> None:
+        server = await asyncio.start_server(self._serve_client, sock=self._hub.dns_tcp)
+        async with server:
+            await server.serve_forever()
+
+    async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client: tuple[str, int] = writer.get_extra_info("peername")
+        with contextlib.suppress(OSError, EOFError, asyncio.TimeoutError):
+            while True:
+                size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), _TIMEOUT), "big")
+                query = await asyncio.wait_for(reader.readexactly(size), _TIMEOUT)
+                answer = self._answer(query, client)
+                if isinstance(answer, Coroutine):
+                    answer = await answer
+                if answer is None:
+                    break
+                writer.write(len(answer).to_bytes(2, "big") + answer)
+                await asyncio.wait_for(writer.drain(), _TIMEOUT)
+        writer.close()

@@ -1,0 +1,88 @@
+"""Look names up as the host does, without keeping the gateway's loop waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import threading
+import time
+from typing import Final
+
+from pytest_netns.policy import Address
+
+_FRESH: Final = 2.0  # seconds; so the question for a name and the connection to it are one look-up
+_TIMEOUT: Final = 20.0  # seconds
+_AT_ONCE: Final = 64
+_MISSING: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+
+
+class LookupFailedError(OSError):
+    """The host could not find out whether the name exists."""
+
+
+class Resolver:
+    """The host's resolver, asked through getaddrinfo(3): its files, caches and search order apply."""
+
+    def __init__(self) -> None:
+        self._fresh: dict[str, tuple[float, asyncio.Future[list[Address]]]] = {}
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def look_up(self, name: str) -> list[Address]:
+        """Return a name's addresses in the host's order of preference; none where it does not exist.
+
+        Raises:
+            LookupFailedError: nobody who could tell has answered in time.
+        """
+        now = time.monotonic()
+        known = self._fresh.get(name)
+        if known is None or known[0] < now or (known[1].done() and known[1].exception()):
+            self._fresh = {other: entry for other, entry in self._fresh.items() if entry[0] >= now}
+            known = self._fresh[name] = now + _FRESH, asyncio.ensure_future(self._ask(name))
+        return await asyncio.shield(known[1])
+
+    async def _ask(self, name: str) -> list[Address]:
+        async with self._turn:
+            try:
+                return await asyncio.wait_for(_in_thread(name), _TIMEOUT)
+            except asyncio.TimeoutError:
+                raise LookupFailedError(f"no answer for {name} within {_TIMEOUT:.0f} s") from None
+
+
+def _in_thread(name: str) -> asyncio.Future[list[Address]]:
+    """Look a name up in a thread that the process does not wait for when it ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[Address]] = loop.create_future()
+
+    def settle(found: list[Address] | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(found or [])
+
+    def run() -> None:
+        found, error = None, None
+        try:
+            found = _addresses(name)
+        except OSError as problem:
+            error = LookupFailedError(f"{name}: {problem.strerror}")
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, found, error)
+
+    threading.Thread(target=run, name="resolver", daemon=True).start()
+    return future
+
+
+def _addresses(name: str) -> list[Address]:
+    try:
+        answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except socket.gaierror as error:
+        if error.errno in _MISSING:
+            return []
+        raise
+    except UnicodeError:  # a label that is too long for Python's own encoder
+        return []
+    return [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
