@@ -1,7 +1,7 @@
 """A world of its own for tests of the gateway: an outer network, in which another host plays the internet.
 
-The gateway runs in the outer network and may reach that host. So whatever arrives there, or does not,
-tells from outside what the gateway let through.
+The gateway runs in the outer network and may reach that host, which is its name server, too (see ``zone``).
+So whatever arrives there, or does not, tells from outside what the gateway let through.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, Protocol
@@ -32,7 +32,7 @@ from unshared import fresh, in_child
 from pytest_netns.gateway.client import GatewayClient, LeafGrant, run_directory
 from pytest_netns.gateway.flows import Flow
 from pytest_netns.gateway.hub import write_sysctls
-from pytest_netns.kernel import links, privilege, syscalls
+from pytest_netns.kernel import links, mounts, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_ROUTE, NLM_F_CREATE, NetlinkSocket, encode
 from pytest_netns.kernel.position import Position
 
@@ -126,11 +126,21 @@ def _inherit() -> None:
 class Visit:
     """A pytest process's part of a world: a worker leaf and one test's leaf."""
 
-    def __init__(self, world: World, name: str = "w0", *, open_egress: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str = "w0",
+        *,
+        open_egress: bool = False,
+        rules: Sequence[str] = (),
+        run_wide: Sequence[str] = (),
+        record: bool = False,
+        sni: bool = True,
+    ) -> None:
         """Join the gateway and lease the test's leaf."""
         self.client = world.connect()
-        self.worker = self.client.join(name, open_egress=open_egress)
-        self.leaf = self.client.lease("test_it")
+        self.worker = self.client.join(name, open_egress=open_egress, rules=run_wide, record=record)
+        self.leaf = self.client.lease("test_it", rules=[*run_wide, *rules], sni=sni)
 
     def sides(self, server: str) -> tuple[LeafGrant, LeafGrant]:
         """Return where the server and where the client of a connection stand."""
@@ -234,6 +244,7 @@ def _keep(channel: socket.socket, *, gateway: bool) -> None:
             privilege.enter_user_namespace()
         fresh()
         with privilege.raised():
+            mounts.prepare_template(f"nameserver {INTERNET}\noptions timeout:1 attempts:2\n", hide_resolvers=True)
             outer, internet = _networks()
         directory = run_directory(uuid.uuid4().hex)
         client = GatewayClient.connect(directory) if gateway else None
