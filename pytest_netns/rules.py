@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
+from pytest_netns.hostnames import HostError, checked_name, normal_name
 
-__all__ = ["EgressRule", "RuleError", "embedded_ipv4", "normal_name", "smallest", "text_for"]
+__all__ = ["EgressRule", "RuleError", "embedded_ipv4", "smallest", "text_for"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -45,9 +45,6 @@ _UNREACHABLE: Final[dict[Network, str]] = {
     addressing.LEAVES: "that is the range of the leaves themselves",
     addressing.LEAVES6: "that is the range of the leaves themselves",
 }
-# What IDNA 2003 maps away and IDNA 2008 keeps: one spelling, two names, perhaps two owners.
-_DISPUTED: Final = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
-
 _URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:[^/?#]*@)?(?P<place>[^/?#]*).*", re.DOTALL)
 _RULE: Final = re.compile(
     r"""(?P<host> (?: \[[^\[\]]*\] | [^\[\]/:]* | [^\[\]/:]*:[^\[\]/:]*:[^\[\]/]* ) (?:/[0-9]+)? )
@@ -56,8 +53,6 @@ _RULE: Final = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
-_LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_NUMBER: Final = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
 
 class RuleError(NetnsError, ValueError):
@@ -70,10 +65,6 @@ class RuleError(NetnsError, ValueError):
     def __init__(self, message: str, right: str | None = None) -> None:
         super().__init__(message)
         self.right = right
-
-
-class _HostError(ValueError):
-    """The host of a rule is none; the arguments are the reason and, where it can be told, the host that was meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +94,7 @@ class EgressRule:
         first, last = (1, MAX_PORT) if port is None else _ports(text, host, port, suffix)
         try:
             return cls(_host(host), first, last, "udp" if suffix else "tcp")
-        except _HostError as error:
+        except HostError as error:
             why, *meant = error.args
             tail = ("" if port is None else f":{port}") + suffix
             example = EXAMPLE6 if ":" in host else EXAMPLE
@@ -148,14 +139,6 @@ class EgressRule:
         else:
             covered = not isinstance(self.host, str) and _within(other.host, self.host)
         return covered and all(self.covers(other.protocol, port) for port in (other.first, other.last))
-
-
-def normal_name(text: str) -> str | None:
-    """Return a name as rules have it, or None for what no host can be called, an address in disguise included."""
-    try:
-        return _name(text)
-    except _HostError:
-        return None
 
 
 def embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -258,17 +241,17 @@ def _ports(text: object, host: str, port: str, suffix: str) -> tuple[int, int]:
 def _host(word: str) -> str | Network:
     inner = word.replace("[", "").replace("]", "")
     if inner != word and ":" not in inner:
-        raise _HostError("brackets are for IPv6 addresses", inner)
+        raise HostError("brackets are for IPv6 addresses", inner)
     if ":" in inner and "%" in inner:
-        raise _HostError("a scope id names an interface, and a leaf has none of the host's")
+        raise HostError("a scope id names an interface, and a leaf has none of the host's")
     network = _network(inner)
     if network is not None:
         return network
     if "/" in inner:
-        raise _HostError(f"{inner!r} is no block of addresses", inner.partition("/")[0])
+        raise HostError(f"{inner!r} is no block of addresses", inner.partition("/")[0])
     if ":" in inner:
         head, _, port = inner.rpartition(":")
-        raise _HostError(f"{inner!r} is no IPv6 address, and a port goes behind brackets", f"[{head}]:{port}")
+        raise HostError(f"{inner!r} is no IPv6 address, and a port goes behind brackets", f"[{head}]:{port}")
     return _pattern(inner)
 
 
@@ -280,12 +263,12 @@ def _network(word: str) -> Network | None:
         return None
     address, length = network.network_address, network.prefixlen
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped and length >= 96:
-        raise _HostError("an IPv4 address is never sent as an IPv6 one", f"{address.ipv4_mapped}/{length - 96}")
+        raise HostError("an IPv4 address is never sent as an IPv6 one", f"{address.ipv4_mapped}/{length - 96}")
     for unreachable, why in _UNREACHABLE.items():
         if _within(network, unreachable):
-            raise _HostError(why, *([LOCALHOST] if unreachable.is_loopback else []))
+            raise HostError(why, *([LOCALHOST] if unreachable.is_loopback else []))
     if ipaddress.ip_address(word.partition("/")[0]) != address:
-        raise _HostError("the address has bits beyond the prefix", f"[{network}]" if ":" in word else str(network))
+        raise HostError("the address has bits beyond the prefix", f"[{network}]" if ":" in word else str(network))
     return network
 
 
@@ -296,53 +279,14 @@ def _within(inner: Network, outer: Network) -> bool:
 def _pattern(word: str) -> str:
     """Return the normal form of a name or of a wildcard."""
     if word == "*":
-        raise _HostError("list the names; --netns-egress=record lets everything through and lists what was needed")
+        raise HostError("list the names; --netns-egress=record lets everything through and lists what was needed")
     name = word.removeprefix("*.")
     if not name:
-        raise _HostError("it names no host")
+        raise HostError("it names no host")
     if "*" in name:
         parent = name.rpartition("*")[2].removeprefix(".")
-        raise _HostError("a wildcard is *. before a name", *([f"*.{parent}"] if "." in parent else []))
-    normal = _name(name)
+        raise HostError("a wildcard is *. before a name", *([f"*.{parent}"] if "." in parent else []))
+    normal = checked_name(name)
     if normal == LOCALHOST and name != word:
-        raise _HostError("nothing is below localhost", LOCALHOST)
+        raise HostError("nothing is below localhost", LOCALHOST)
     return normal if name == word else f"*.{normal}"
-
-
-def _name(word: str) -> str:
-    name = (word if word.isascii() or len(word) > 254 else _a_labels(word)).lower().removesuffix(".")
-    labels = name.split(".")
-    if len(name) > 253:
-        raise _HostError("a name has at most 253 characters")
-    if _NUMBER.fullmatch(labels[-1]):
-        if address := _disguised(labels):
-            raise _HostError(f"resolvers read it as the address {address}", str(address))
-        raise _HostError("a name does not end in a number, and it is no address")
-    for label in labels:
-        if not _LABEL.fullmatch(label):
-            raise _HostError(f"label {label!r} is not 1 to 63 letters, digits, underscores and inner hyphens")
-    return name
-
-
-def _a_labels(word: str) -> str:
-    """Return the ASCII form of an international name."""
-    folded = unicodedata.normalize("NFKC", word).replace("\u3002", ".")
-    if not _DISPUTED.isdisjoint(folded):
-        labels = folded.lower().split(".")
-        meant = [label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in labels]
-        raise _HostError("IDNA 2003 and 2008 disagree on it, so only the xn-- form is clear", ".".join(meant))
-    try:
-        return folded.casefold().encode("idna").decode()
-    except UnicodeError as error:
-        raise _HostError(f"it is no international name ({error})") from None
-
-
-def _disguised(labels: list[str]) -> ipaddress.IPv4Address | None:
-    """Return the address that inet_aton(3) reads: up to four numbers in base 8, 10 or 16, the last filling the rest."""
-    if len(labels) > 4 or not all(map(_NUMBER.fullmatch, labels)):
-        return None
-    try:
-        *heads, last = (int(re.sub(r"^0(?=[0-9])", "0o", label), 0) for label in labels)
-        return ipaddress.IPv4Address(bytes(heads) + last.to_bytes(4 - len(heads), "big"))
-    except (ValueError, OverflowError):
-        return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"addressing", "errors", "policy", "rules"},
+    {"addressing", "errors", "hostnames", "policy", "rules"},
     {"kernel"},
     {"gateway"},
     {"checkup", "doctor", "egress", "namespace", "service", "sysctl", "visit"},

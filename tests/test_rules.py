@@ -12,9 +12,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_netns import addressing, rules
+from pytest_netns import addressing, hostnames, rules
 from pytest_netns.errors import NetnsError
-from pytest_netns.rules import EgressRule, RuleError, embedded_ipv4, normal_name, smallest, text_for
+from pytest_netns.hostnames import normal_name
+from pytest_netns.rules import EgressRule, RuleError, embedded_ipv4, smallest, text_for
 
 V4, V6 = ipaddress.IPv4Address, ipaddress.IPv6Address
 ANY = (1, 65_535)
@@ -429,7 +430,7 @@ def test_disguises_are_those_of_libc(parts: list[str]) -> None:
         address = V4(socket.inet_aton(".".join(parts)))
     except OSError:
         address = None
-    assert rules._disguised(parts) == address
+    assert hostnames._disguised(parts) == address
     assert normal_name(".".join(parts)) is None
 
 

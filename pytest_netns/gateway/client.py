@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import select
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
+from pytest_netns.errors import GatewayError, KernelError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
-from pytest_netns.gateway.paths import LOCK_NAME, LOG_NAME, SOCKET_NAME, run_directory, short_path
-from pytest_netns.kernel import privilege
+from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, dial, log, start
+from pytest_netns.gateway.paths import LOCK_NAME, run_directory
 
 __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
-
-_TIMEOUT: Final = 10.0  # seconds for any one answer
-_START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
-_LOG_TAIL: Final = 2000
 
 
 _Received: TypeAlias = tuple[dict[str, Any], list[int]]
@@ -49,7 +39,7 @@ class GatewayClient:
     def __init__(self, connection: socket.socket) -> None:
         """Take over a connected socket; ``connect`` is how one gets here."""
         self._connection = connection
-        self._connection.settimeout(_TIMEOUT)
+        self._connection.settimeout(TIMEOUT)
         self._number = 0
         self._ordered: int | None = None
         self._delivered: _Received | None = None
@@ -66,16 +56,16 @@ class GatewayClient:
         from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
 
         try:
-            with FileLock(run_dir / LOCK_NAME, timeout=_START_TIMEOUT):
-                connection = _dial(run_dir)
+            with FileLock(run_dir / LOCK_NAME, timeout=START_TIMEOUT):
+                connection = dial(run_dir)
                 if connection is None:
-                    _start(run_dir)
-                    connection = _dial(run_dir)
+                    start(run_dir)
+                    connection = dial(run_dir)
         except Timeout as error:
-            msg = f"another process held {run_dir / LOCK_NAME} for over {_START_TIMEOUT:.0f} s; end it and run again"
+            msg = f"another process held {run_dir / LOCK_NAME} for over {START_TIMEOUT:.0f} s; end it and run again"
             raise GatewayError(msg) from error
         if connection is None:
-            msg = f"the gateway has started but does not answer in {run_dir}\n{_log(run_dir)}"
+            msg = f"the gateway has started but does not answer in {run_dir}\n{log(run_dir)}"
             raise GatewayError(msg)
         return cls(connection)
 
@@ -210,7 +200,7 @@ class GatewayClient:
         try:
             answer, descriptors = self._receive(number)
         except TimeoutError as error:
-            raise GatewayError(f"the gateway did not answer {operation!r} within {_TIMEOUT:.0f} s") from error
+            raise GatewayError(f"the gateway did not answer {operation!r} within {TIMEOUT:.0f} s") from error
         except (OSError, ValueError) as error:
             raise GatewayError(f"lost the gateway at {operation!r}: {error}") from error
         if not answer:
@@ -256,93 +246,3 @@ def _granted(received: _Received, service_port: int) -> LeafGrant:
 def _refusal(operation: str, answer: dict[str, Any]) -> Exception:
     text = f"the gateway could not {operation}: {answer['error']}"
     return KernelError(answer["errno"], text) if answer.get("errno") else GatewayError(text)
-
-
-def _dial(run_dir: Path) -> socket.socket | None:
-    """Connect to the gateway that serves a run; None where none does, or one that is just ending."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.settimeout(_TIMEOUT)
-    try:
-        with short_path(run_dir / SOCKET_NAME) as path:
-            connection.connect(path)
-        protocol.send(connection, {"op": "hello"})
-        answer, _ = protocol.receive(connection)
-    except OSError as error:
-        connection.close()
-        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
-            return None
-        raise GatewayError(f"cannot reach the gateway in {run_dir}: {error}") from error
-    if answer is None:
-        connection.close()
-        return None
-    return connection
-
-
-def _start(run_dir: Path) -> None:
-    """Start the gateway and wait until it serves; its errors become ours."""
-    (run_dir / SOCKET_NAME).unlink(missing_ok=True)
-    ready, told = os.pipe()
-    try:
-        with (run_dir / LOG_NAME).open("wb") as log, privilege.inheritable():
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_netns.gateway", str(run_dir), str(told)],
-                cwd="/",  # nothing in the user's directory is taken for a module
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[told],
-                start_new_session=True,
-            )
-    finally:
-        os.close(told)
-    try:
-        report = _read_report(ready)
-    finally:
-        os.close(ready)
-    if report is None:
-        process.kill()
-        process.wait()
-        raise GatewayError(f"the gateway did not start within {_START_TIMEOUT:.0f} s\n{_log(run_dir)}")
-    process.returncode = 0  # it outlives us: no wait, and no warning that we did not
-    if report:
-        raise _start_error(report, _log(run_dir))
-
-
-def _read_report(ready: int) -> dict[str, Any] | None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    data = b""
-    while (left := deadline - time.monotonic()) > 0:
-        if not select.select([ready], [], [], left)[0]:
-            break
-        chunk = os.read(ready, 65536)
-        if not chunk:
-            break
-        data += chunk
-    if not data:
-        return None
-    report: dict[str, Any] = json.loads(data)
-    return report
-
-
-def _start_error(report: dict[str, Any], log: str) -> Exception:
-    text = f"{report['error']}\n{log}".rstrip()
-    if report["kind"] == "UnsupportedError":
-        return UnsupportedError(text)
-    if report["errno"]:
-        return KernelError(report["errno"], text)
-    return GatewayError(text)
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment for the gateway: the same modules, and no coverage measurement of it."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_CORE_", "COVERAGE_"))}
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    return environment
-
-
-def _log(run_dir: Path) -> str:
-    try:
-        return (run_dir / LOG_NAME).read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
-    except OSError:
-        return ""

@@ -20,8 +20,8 @@ from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.resolver import LookupFailedError, Resolver
 from pytest_netns.gateway.worker import LiveLeaf
+from pytest_netns.hostnames import normal_name
 from pytest_netns.policy import Address
-from pytest_netns.rules import normal_name
 
 Answer: TypeAlias = "bytes | Coroutine[None, None, bytes] | None"
 

@@ -10,21 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import fcntl
-import os
 import socket
 import struct
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from pytest_netns.gateway.flows import Volume
+from pytest_netns.gateway.pipes import Pipe, Pipes
 
 CHUNK: Final = 64 * 1024  # bytes that are read at once, and that an inspection is shown at most
 
 _BULK: Final = 256 * 1024  # bytes after which a direction counts as one that moves much
-_PIPE: Final = 512 * 1024
-_SPARE_PIPES: Final = 4
-_SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -129,68 +125,6 @@ class _Block:
         return judgement is not Judgement.HOLD
 
 
-class _Pipe:
-    """The same in the kernel, which moves pages in and out without a copy."""
-
-    __slots__ = ("_input", "_output", "_size", "held")
-
-    def __init__(self) -> None:
-        self._output, self._input = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        with contextlib.suppress(OSError):  # the kernel limits what all pipes of a user take
-            fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, _PIPE)
-        self._size = fcntl.fcntl(self._input, fcntl.F_GETPIPE_SZ)
-        self.held = 0
-
-    def room(self) -> int:
-        return self._size - self.held
-
-    def fill(self, source: socket.socket) -> int:
-        taken = os.splice(source.fileno(), self._input, self.room(), flags=_SPLICE)
-        self.held += taken
-        return taken
-
-    def drain(self, sink: socket.socket) -> int:
-        given = os.splice(self._output, sink.fileno(), self.held, flags=_SPLICE)
-        self.held -= given
-        return given
-
-    def close(self) -> None:
-        os.close(self._input)
-        os.close(self._output)
-
-
-class Pipes:
-    """Pipes for the connections of one loop; each is lent while something is in it."""
-
-    def __init__(self) -> None:
-        self._spare: list[_Pipe] = []
-
-    def lend(self) -> _Pipe | None:
-        """Return an empty pipe; None where there are no descriptors for one, or only a small one is to be had."""
-        if self._spare:
-            return self._spare.pop()
-        try:
-            pipe = _Pipe()
-        except OSError:
-            return None
-        if pipe.room() >= CHUNK:
-            return pipe
-        pipe.close()
-        return None
-
-    def take_back(self, pipe: _Pipe) -> None:
-        """Keep the pipe for others, unless something is left in it or there are enough."""
-        if pipe.held or len(self._spare) == _SPARE_PIPES:
-            pipe.close()
-        else:
-            self._spare.append(pipe)
-
-    def close(self) -> None:
-        """Close those that are not lent."""
-        while self._spare:
-            self._spare.pop().close()
-
-
 class _Shared:
     """What the two directions of a connection have in common."""
 
@@ -226,7 +160,7 @@ class _Direction:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._source, self._sink, self._count, self._shared = source, sink, count, shared
-        self._store: _Block | _Pipe = _Block(inspect)
+        self._store: _Block | Pipe = _Block(inspect)
         self._moved, self._bulk = 0, _BULK
         self._eof = self._stuck = self._reading = self._writing = False
 
@@ -253,7 +187,7 @@ class _Direction:
         except Exception as error:  # noqa: BLE001 - who awaits the end gets it, an inspection's own too
             self._shared.end(error)
 
-    def _fill(self, store: _Block | _Pipe) -> None:
+    def _fill(self, store: _Block | Pipe) -> None:
         self._stuck = True
         if self._eof or not store.room():
             return
@@ -263,7 +197,7 @@ class _Direction:
             return
         self._stuck, self._eof = False, not taken
 
-    def _drain(self, store: _Block | _Pipe) -> None:
+    def _drain(self, store: _Block | Pipe) -> None:
         if not store.held:
             return
         try:
@@ -273,7 +207,7 @@ class _Direction:
         self._moved += given
         self._count(given)
 
-    def _settle(self, store: _Block | _Pipe) -> None:
+    def _settle(self, store: _Block | Pipe) -> None:
         if store.held:
             # A pipe that took nothing may be full whatever its size: it has so many pages, some of a few bytes only.
             self._watch(reading=not self._eof and not self._stuck and store.room() > 0, writing=True)
@@ -308,6 +242,6 @@ class _Direction:
             self._store = pipe
 
     def _return_pipe(self) -> None:
-        if isinstance(self._store, _Pipe):
+        if isinstance(self._store, Pipe):
             self._shared.pipes.take_back(self._store)
             self._store = _Block()

@@ -19,7 +19,8 @@ from pytest_netns.gateway import datagrams, icmp
 from pytest_netns.gateway.flows import Entry, FlowLog, Volume
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.pump import Inspect, Pipes, carry, reset
+from pytest_netns.gateway.pipes import Pipes
+from pytest_netns.gateway.pump import Inspect, carry, reset
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.policy import Policy
 from pytest_netns.rules import EgressRule

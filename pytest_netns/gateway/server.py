@@ -1,7 +1,4 @@
-"""The gateway's main thread: it stays in the host's namespace and serves the pytest processes.
-
-It ends when the last of them has gone, whatever ended that one.
-"""
+"""The gateway's main thread: it stays in the host's namespace and grants the pytest processes what they ask for."""
 
 from __future__ import annotations
 
@@ -10,24 +7,22 @@ import contextlib
 import functools
 import itertools
 import json
-import os
 import socket
-import struct
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, replace
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from pytest_netns import addressing
-from pytest_netns.errors import NetnsError, describe
-from pytest_netns.gateway import protocol, rulesets
+from pytest_netns.errors import NetnsError
+from pytest_netns.gateway import rulesets
+from pytest_netns.gateway.conversation import Clients, Reply
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
 from pytest_netns.gateway.flows import FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
-from pytest_netns.gateway.protocol import Message
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
@@ -39,10 +34,7 @@ from pytest_netns.rules import LOCALHOST, EgressRule
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Reply = tuple[Message, tuple[int, ...]]
 
-_SO_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid; see unix(7)
-_FIRST_CLIENT_TIMEOUT: Final = 30.0  # seconds
 _RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:5 attempts:2\n"
 
 
@@ -60,13 +52,11 @@ class Gateway:
         """Start with nothing; ``start`` makes the hub."""
         self._factory = Factory()
         self._numbers = itertools.count(1)
-        self._worker_numbers = itertools.count()
-        self._workers: set[Worker] = set()
         self._spares: dict[Worker, Spare] = {}
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
-        self._ended = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
+        self._clients = Clients(operations, self._bury)
         self._hub: Hub
         self._relay: Relay
         self._publisher: Publisher
@@ -84,12 +74,7 @@ class Gateway:
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until the last client has gone."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(listener, self._accept, listener)
-        lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
-        await self._ended.wait()
-        lonely.cancel()
-        loop.remove_reader(listener)
+        await self._clients.serve(listener)
 
     async def stop(self) -> None:
         """Let go of everything; the kernel takes down what no process holds."""
@@ -98,116 +83,18 @@ class Gateway:
                 (await asyncio.wrap_future(spare.leaf)).close()
         await self._control.stop()
         await self._name_server.stop()
-        for worker in self._workers:
-            for live in worker.leaves:
-                self._drop(worker, live)
         self._hub.close()
         self._factory.stop()
 
     async def _in_hub(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._factory.submit(job, *args, **kwargs))
 
-    def _end_if_unused(self) -> None:
-        if not self._workers:
-            self._ended.set()
-
-    def _accept(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
-        pid, uid, _ = _SO_PEERCRED.unpack(credentials)
-        if uid != os.geteuid():
-            connection.close()
-            return
-        connection.setblocking(False)
-        worker = Worker(next(self._worker_numbers), pid, connection)
-        self._workers.add(worker)
-        self._listen(worker)
-
-    def _listen(self, worker: Worker) -> None:
-        worker.heard = True
-        asyncio.get_running_loop().add_reader(worker.connection, self._read, worker)
-
-    def _ignore(self, worker: Worker) -> None:
-        worker.heard = False
-        asyncio.get_running_loop().remove_reader(worker.connection)
-
     def _find(self, key: int | str) -> LiveLeaf | None:
         """Return the leaf that something came from, once all is known that its worker had said of it by then."""
         live = self._by_key.get(key)
-        while live is not None and live.owner.heard and self._read(live.owner):
-            pass
+        if live is not None:
+            self._clients.catch_up(live.owner)
         return self._by_key.get(key)
-
-    def _read(self, worker: Worker) -> bool:
-        """Answer a client's next request, at once if that can be; return whether there was one.
-
-        A client that has gone, or makes no sense, is hung up on.
-        """
-        try:
-            request, descriptors = protocol.receive(worker.connection)
-        except BlockingIOError:
-            return False
-        except (OSError, ValueError):
-            self._hang_up(worker)
-            return False
-        for descriptor in descriptors:  # no request carries any
-            os.close(descriptor)
-        if request is None:
-            self._hang_up(worker)
-            return False
-        number = request.pop("number", None)
-        reply = self._answer(worker, request)
-        if isinstance(reply, Awaitable):
-            self._ignore(worker)  # requests are answered in order
-            self._spawn(self._answer_later(worker, number, reply))
-        elif reply is not None:
-            self._send(worker, number, reply)
-        return True
-
-    def _answer(self, worker: Worker, request: Message) -> Reply | Awaitable[Reply] | None:
-        operation = _OPERATIONS.get(str(request.pop("op", "")))
-        if operation is None:
-            return _refusal(ValueError("no such operation"))
-        try:
-            return operation(self, worker, **request)
-        except _REFUSED as error:
-            return _refusal(error)
-
-    async def _answer_later(self, worker: Worker, number: int | None, reply: Awaitable[Reply]) -> None:
-        try:
-            answer = await reply
-        except _REFUSED as error:
-            answer = _refusal(error)
-        if self._send(worker, number, answer):
-            self._listen(worker)
-
-    def _send(self, worker: Worker, number: int | None, reply: Reply) -> bool:
-        answer, attached = reply
-        try:
-            protocol.send(worker.connection, {"ok": True, **answer, "number": number}, attached)
-        except ValueError as error:  # it does not fit a packet
-            return self._send(worker, number, _refusal(error))
-        except OSError:
-            self._hang_up(worker)
-            return False
-        return True
-
-    def _hang_up(self, worker: Worker) -> None:
-        self._ignore(worker)
-        worker.connection.close()
-        self._spawn(self._take_leave(worker))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _take_leave(self, worker: Worker) -> None:
-        try:
-            await self._bury(worker)
-        finally:  # whatever came of it, the gateway ends with its last client
-            self._workers.discard(worker)
-            self._end_if_unused()
 
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
@@ -221,11 +108,6 @@ class Gateway:
         with contextlib.suppress(NetnsError, OSError):
             await asyncio.get_running_loop().run_in_executor(None, reap, live.net_inode, worker.pid)
         self._drop(worker, live)
-
-    def _hello(self, worker: Worker) -> Reply:
-        """Show that the gateway serves, and does not just end with a connection waiting at its socket."""
-        del worker
-        return {}, ()
 
     async def _join(
         self, worker: Worker, worker_name: str, *, open_egress: bool, own_leaf: bool, rules: list[str], record: bool
@@ -370,22 +252,10 @@ class Gateway:
 
 
 _PAGE_BYTES: Final = 64 * 1024
-_REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
-_OPERATIONS: Final[dict[str, Callable[..., Reply | Awaitable[Reply] | None]]] = {
-    "hello": Gateway._hello,  # noqa: SLF001
-    "join": Gateway._join,  # noqa: SLF001
-    "lease": Gateway._lease,  # noqa: SLF001
-    "release": Gateway._release,  # noqa: SLF001
-    "activate": Gateway._activate,  # noqa: SLF001
-    "label": Gateway._label,  # noqa: SLF001
-    "allow": Gateway._allow,  # noqa: SLF001
-    "flows": Gateway._flows,  # noqa: SLF001
-    "blocked": Gateway._blocked,  # noqa: SLF001
-    "needed": Gateway._needed,  # noqa: SLF001
-    "log_to": Gateway._log_to,  # noqa: SLF001
-    "publish": Gateway._publish,  # noqa: SLF001
-    "unpublish": Gateway._unpublish,  # noqa: SLF001
-}
+_OPERATIONS: Final = (
+    *("join", "lease", "release", "activate", "label", "allow"),
+    *("flows", "blocked", "needed", "log_to", "publish", "unpublish"),
+)
 
 
 @functools.cache
@@ -402,10 +272,6 @@ def _page(rows: Sequence[Any]) -> Reply:
             break
         count += 1
     return {"rows": rows[:count], "more": count < len(rows)}, ()
-
-
-def _refusal(error: Exception) -> Reply:
-    return {"ok": False, "error": describe(error), "errno": getattr(error, "errno", None)}, ()
 
 
 def _granted(live: LiveLeaf) -> Reply:

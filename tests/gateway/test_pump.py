@@ -18,7 +18,8 @@ import pytest
 from traffic import dial, echo, exchange, listen, port_of, start, transfer
 
 from pytest_netns.gateway.flows import Volume
-from pytest_netns.gateway.pump import CHUNK, Inspect, Judgement, Pipes, carry, reset
+from pytest_netns.gateway.pipes import Pipes
+from pytest_netns.gateway.pump import CHUNK, Inspect, Judgement, carry, reset
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -336,7 +337,7 @@ class TestLimits:
 
     def test_small_pipes_only(self, carrier: Carrier, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where a user's pipes are full of pages already and new ones small, the process carries all."""
-        monkeypatch.setattr("pytest_netns.gateway.pump._PIPE", 4096)
+        monkeypatch.setattr("pytest_netns.gateway.pipes._SIZE", 4096)
         carried = carrier.carry()
         carried.move(MUCH)
         assert not carrier.pipes._spare

@@ -1,0 +1,168 @@
+"""Serve the pytest processes: take requests, and answer each client's in order.
+
+The service ends when the last of them has gone, whatever ended that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, TypeAlias
+
+from pytest_netns.errors import NetnsError, describe
+from pytest_netns.gateway import protocol
+from pytest_netns.gateway.protocol import Message
+from pytest_netns.gateway.worker import Worker
+
+Reply: TypeAlias = tuple[Message, tuple[int, ...]]
+Operation: TypeAlias = Callable[..., "Reply | Awaitable[Reply] | None"]
+
+_SO_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid; see unix(7)
+_FIRST_CLIENT_TIMEOUT: Final = 30.0  # seconds
+_BREATHER: Final = 0.1  # seconds
+_REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
+
+
+class Clients:
+    """Those that are connected."""
+
+    def __init__(self, operations: Mapping[str, Operation], bury: Callable[[Worker], Awaitable[None]]) -> None:
+        """Serve nobody yet.
+
+        Args:
+            operations: what can be asked for, by name; each is called with the client and the request's fields. None
+                is no answer.
+            bury: is called with a client that has gone.
+        """
+        self._operations = operations
+        self._bury = bury
+        self._numbers = itertools.count()
+        self._workers: set[Worker] = set()
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until the last client has gone."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listener, self._accept, listener)
+        lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
+        await self._ended.wait()
+        lonely.cancel()
+        loop.remove_reader(listener)
+
+    def catch_up(self, worker: Worker) -> None:
+        """Carry out all that a client has asked for by now."""
+        while worker.heard and self._read(worker):
+            pass
+
+    def _end_if_unused(self) -> None:
+        if not self._workers:
+            self._ended.set()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # out of descriptors, perhaps: the client waits until some are free
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
+            return
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
+        pid, uid, _ = _SO_PEERCRED.unpack(credentials)
+        if uid != os.geteuid():
+            connection.close()
+            return
+        connection.setblocking(False)
+        worker = Worker(next(self._numbers), pid, connection)
+        self._workers.add(worker)
+        self._listen(worker)
+
+    def _listen(self, worker: Worker) -> None:
+        worker.heard = True
+        asyncio.get_running_loop().add_reader(worker.connection, self._read, worker)
+
+    def _ignore(self, worker: Worker) -> None:
+        worker.heard = False
+        asyncio.get_running_loop().remove_reader(worker.connection)
+
+    def _read(self, worker: Worker) -> bool:
+        """Answer a client's next request, at once if that can be; return whether there was one.
+
+        A client that has gone, or makes no sense, is hung up on.
+        """
+        try:
+            request, descriptors = protocol.receive(worker.connection)
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):
+            self._hang_up(worker)
+            return False
+        for descriptor in descriptors:  # no request carries any
+            os.close(descriptor)
+        if request is None:
+            self._hang_up(worker)
+            return False
+        number = request.pop("number", None)
+        reply = self._answer(worker, request)
+        if isinstance(reply, Awaitable):
+            self._ignore(worker)  # requests are answered in order
+            self._spawn(self._answer_later(worker, number, reply))
+        elif reply is not None:
+            self._send(worker, number, reply)
+        return True
+
+    def _answer(self, worker: Worker, request: Message) -> Reply | Awaitable[Reply] | None:
+        name = request.pop("op", "")
+        if name == "hello":  # shows that the gateway serves, and does not just end with a connection at its door
+            return {}, ()
+        operation = self._operations.get(str(name))
+        if operation is None:
+            return _refusal(ValueError("no such operation"))
+        try:
+            return operation(worker, **request)
+        except _REFUSED as error:
+            return _refusal(error)
+
+    async def _answer_later(self, worker: Worker, number: int | None, reply: Awaitable[Reply]) -> None:
+        try:
+            answer = await reply
+        except _REFUSED as error:
+            answer = _refusal(error)
+        if self._send(worker, number, answer):
+            self._listen(worker)
+
+    def _send(self, worker: Worker, number: int | None, reply: Reply) -> bool:
+        answer, attached = reply
+        try:
+            protocol.send(worker.connection, {"ok": True, **answer, "number": number}, attached)
+        except ValueError as error:  # it does not fit a packet
+            return self._send(worker, number, _refusal(error))
+        except OSError:
+            self._hang_up(worker)
+            return False
+        return True
+
+    def _hang_up(self, worker: Worker) -> None:
+        self._ignore(worker)
+        worker.connection.close()
+        self._spawn(self._take_leave(worker))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _take_leave(self, worker: Worker) -> None:
+        try:
+            await self._bury(worker)
+        finally:  # whatever came of it, the gateway ends with its last client
+            self._workers.discard(worker)
+            self._end_if_unused()
+
+
+def _refusal(error: Exception) -> Reply:
+    return {"ok": False, "error": describe(error), "errno": getattr(error, "errno", None)}, ()

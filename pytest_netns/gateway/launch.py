@@ -1,0 +1,115 @@
+"""Start the gateway, and find the one that serves a run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
+from pytest_netns.gateway import protocol
+from pytest_netns.gateway.paths import LOG_NAME, SOCKET_NAME, short_path
+from pytest_netns.kernel import privilege
+
+TIMEOUT: Final = 10.0  # seconds for any one answer
+START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
+
+_LOG_TAIL: Final = 2000
+
+
+def dial(run_dir: Path) -> socket.socket | None:
+    """Connect to the gateway that serves a run; None where none does, or one that is just ending."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(TIMEOUT)
+    try:
+        with short_path(run_dir / SOCKET_NAME) as path:
+            connection.connect(path)
+        protocol.send(connection, {"op": "hello"})
+        answer, _ = protocol.receive(connection)
+    except OSError as error:
+        connection.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
+            return None
+        raise GatewayError(f"cannot reach the gateway in {run_dir}: {error}") from error
+    if answer is None:
+        connection.close()
+        return None
+    return connection
+
+
+def start(run_dir: Path) -> None:
+    """Start the gateway and wait until it serves; its errors become ours."""
+    (run_dir / SOCKET_NAME).unlink(missing_ok=True)
+    ready, told = os.pipe()
+    try:
+        with (run_dir / LOG_NAME).open("wb") as output, privilege.inheritable():
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pytest_netns.gateway", str(run_dir), str(told)],
+                cwd="/",  # nothing in the user's directory is taken for a module
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[told],
+                start_new_session=True,
+            )
+    finally:
+        os.close(told)
+    try:
+        report = _read_report(ready)
+    finally:
+        os.close(ready)
+    if report is None:
+        process.kill()
+        process.wait()
+        raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s\n{log(run_dir)}")
+    process.returncode = 0  # it outlives us: no wait, and no warning that we did not
+    if report:
+        raise _start_error(report, log(run_dir))
+
+
+def _read_report(ready: int) -> dict[str, Any] | None:
+    deadline = time.monotonic() + START_TIMEOUT
+    data = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([ready], [], [], left)[0]:
+            break
+        chunk = os.read(ready, 65536)
+        if not chunk:
+            break
+        data += chunk
+    if not data:
+        return None
+    report: dict[str, Any] = json.loads(data)
+    return report
+
+
+def _start_error(report: dict[str, Any], log: str) -> Exception:
+    text = f"{report['error']}\n{log}".rstrip()
+    if report["kind"] == "UnsupportedError":
+        return UnsupportedError(text)
+    if report["errno"]:
+        return KernelError(report["errno"], text)
+    return GatewayError(text)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment for the gateway: the same modules, and no coverage measurement of it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_CORE_", "COVERAGE_"))}
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return environment
+
+
+def log(run_dir: Path) -> str:
+    """Return the end of what a gateway has written to its log; nothing where there is none."""
+    try:
+        return (run_dir / LOG_NAME).read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
+    except OSError:
+        return ""
