@@ -18,6 +18,8 @@ from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlin
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_TOGETHER = 8
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -41,6 +43,7 @@ class Factory:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="factory")
         # Dropping the last reference to a mount namespace waits for the kernel for up to some milliseconds.
         self._undertaker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="undertaker")
+        self._dropped: list[Leaf] = []
         self._hub: hub.Hub
         self._sysfs_submounts: tuple[str, ...] = ()
         self._templates: dict[bool, int] = {}
@@ -74,11 +77,20 @@ class Factory:
         return Leaf(addresses, net_fd, mnt_fd)
 
     def drop(self, leaf: Leaf) -> None:
-        """Give a leaf up, off everybody's path."""
-        self._undertaker.submit(leaf.close)
+        """Give a leaf up, off everybody's path; several at once, which the kernel clears at the cost of one."""
+        self._dropped.append(leaf)
+        if len(self._dropped) == _TOGETHER:
+            self.bury()
+
+    def bury(self) -> None:
+        """Let go of the leaves that were given up, without waiting until there are several."""
+        if self._dropped:
+            dropped, self._dropped = self._dropped, []
+            self._undertaker.submit(_close, dropped)
 
     def stop(self) -> None:
         """End the threads after the jobs that were asked for."""
+        self.bury()
         self._executor.shutdown(wait=True)
         self._undertaker.shutdown(wait=True)
 
@@ -94,17 +106,17 @@ class Factory:
         os.close(before)
 
     def _furnish(self, addresses: Addresses, wiring: Wiring) -> None:
-        recipe = self._recipe(wiring).for_leaf(addresses)
+        recipe, own = self._recipe(wiring), recipes.values_of(addresses)
         route = NetlinkSocket(NETLINK_ROUTE)
         packet_filter = NetlinkSocket(NETLINK_NETFILTER)
         try:
             hub.write_sysctls(recipes.SYSCTLS_BEFORE_LINKS)
-            route.request(recipe.veth, "make a veth pair to the hub")
+            route.request(recipe.veth.filled(own), "make a veth pair to the hub")
             hub.write_sysctls(recipes.SYSCTLS)
-            self._hub.route.request(recipe.hub_side, "set up the hub's end of a veth pair")
-            route.request(recipe.leaf_side, "set up a leaf's links, addresses and routes")
-            self._hub.route.request(recipe.hub_settled, "see the hub's end of a veth pair connected")
-            packet_filter.request(recipe.ruleset, "load a leaf's nftables ruleset")
+            self._hub.route.request(recipe.hub_side.filled(own), "set up the hub's end of a veth pair")
+            route.request(recipe.leaf_side.filled(own), "set up a leaf's links, addresses and routes")
+            self._hub.route.request(recipe.hub_settled.filled(own), "see the hub's end of a veth pair connected")
+            packet_filter.request(recipe.ruleset.filled(own), "load a leaf's nftables ruleset")
         finally:
             route.close()
             packet_filter.close()
@@ -121,6 +133,11 @@ class Factory:
         mnt_fd = _open_mount_namespace()
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         return mnt_fd
+
+
+def _close(leaves: list[Leaf]) -> None:
+    for leaf in leaves:
+        leaf.close()
 
 
 def _open_mount_namespace() -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import ipaddress
 import os
+import re
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -34,6 +35,10 @@ _SENTINEL: Final = Addresses(
     hub_ifname="leaf#####",
 )
 _SENTINEL_INDEX: Final = struct.pack("=I", _SENTINEL.hub_ifindex)
+_SENTINEL_NAME: Final = _SENTINEL.hub_ifname.encode()
+_PLACES: Final = re.compile(
+    b"(%b)" % b"|".join(map(re.escape, (_SENTINEL.ipv4.packed, _SENTINEL.ipv6.packed, _SENTINEL_INDEX, _SENTINEL_NAME)))
+)
 
 SYSCTLS: Final = {
     # What lets loopback addresses cross the veth; see the ruleset.
@@ -80,33 +85,42 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The encoded messages that furnish one leaf, in the order of their use."""
+    """The messages that furnish a leaf, in the order of their use."""
 
-    veth: Batch
-    hub_side: Batch
-    leaf_side: Batch
-    hub_settled: Batch
-    ruleset: Batch
-
-    def for_leaf(self, own: Addresses) -> Recipe:
-        """Put a leaf's own addresses and interface in the sentinels' places."""
-        return Recipe(*(_filled(own, getattr(self, part.name)) for part in fields(self)))
+    veth: Template
+    hub_side: Template
+    leaf_side: Template
+    hub_settled: Template
+    ruleset: Template
 
 
-def _filled(own: Addresses, template: Batch) -> Batch:
-    messages = _addressed(own, template.messages).replace(_SENTINEL_INDEX, struct.pack("=I", own.hub_ifindex))
-    return Batch(messages.replace(_SENTINEL.hub_ifname.encode(), own.hub_ifname.encode()), template.last)
+class Template:
+    """Messages with a leaf's own values left open."""
+
+    def __init__(self, messages: bytes) -> None:
+        ready = batch(messages)
+        self._parts = _PLACES.split(ready.messages)
+        self._last = ready.last
+
+    def filled(self, own: dict[bytes, bytes]) -> Batch:
+        """Return the messages with these values in the sentinels' places."""
+        return Batch(b"".join([own.get(part, part) for part in self._parts]), self._last)
 
 
-def _addressed(own: Addresses, messages: bytes) -> bytes:
-    filled = messages.replace(_SENTINEL.ipv4.packed, own.ipv4.packed)
-    return filled.replace(_SENTINEL.ipv6.packed, own.ipv6.packed)
+def values_of(own: Addresses) -> dict[bytes, bytes]:
+    """Return what stands for each sentinel in a leaf's own messages."""
+    return {
+        _SENTINEL.ipv4.packed: own.ipv4.packed,
+        _SENTINEL.ipv6.packed: own.ipv6.packed,
+        _SENTINEL_INDEX: struct.pack("=I", own.hub_ifindex),
+        _SENTINEL_NAME: own.hub_ifname.encode(),
+    }
 
 
 @functools.cache
-def _loopback_routes(alias: tuple[Address, Address]) -> Batch:
+def _loopback_routes(alias: tuple[Address, Address]) -> Template:
     index = _SENTINEL.hub_ifindex
-    return batch(
+    return Template(
         links.add_route(index, alias[0], _SENTINEL.ipv4, replace=True)
         + links.add_route(index, alias[1], _SENTINEL.ipv6, replace=True)
     )
@@ -114,13 +128,13 @@ def _loopback_routes(alias: tuple[Address, Address]) -> Batch:
 
 def loopback_routes(own: Addresses, alias: tuple[Address, Address]) -> Batch:
     """Return the messages that lead a shared loopback's aliases to one leaf, in place of any other."""
-    return _filled(own, _loopback_routes(alias))
+    return _loopback_routes(alias).filled(values_of(own))
 
 
 def encode(wiring: Wiring, hub_netns: int) -> Recipe:
     """Encode the messages for leaves with this wiring; ``hub_netns`` is a descriptor of the hub."""
     return Recipe(
-        veth=batch(
+        veth=Template(
             links.add_veth(
                 "eth0",
                 ETH0_INDEX,
@@ -132,10 +146,10 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
                 macs=(addressing.mac(_SENTINEL.ipv4), addressing.mac(addressing.GATEWAY)),
             )
         ),
-        hub_side=batch(_hub_side(_SENTINEL)),
-        leaf_side=batch(_leaf_side(_SENTINEL)),
-        hub_settled=batch(links.settle(_SENTINEL.hub_ifindex)),
-        ruleset=batch(rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias)),
+        hub_side=Template(_hub_side(_SENTINEL)),
+        leaf_side=Template(_leaf_side(_SENTINEL)),
+        hub_settled=Template(links.settle(_SENTINEL.hub_ifindex)),
+        ruleset=Template(rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias)),
     )
 
 

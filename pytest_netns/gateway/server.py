@@ -57,6 +57,7 @@ class Gateway:
         self._log = FlowLog()
         operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
         self._clients = Clients(operations, self._bury)
+        self._burial: asyncio.TimerHandle | None = None
         self._hub: Hub
         self._relay: Relay
         self._publisher: Publisher
@@ -217,6 +218,12 @@ class Gateway:
             self._by_key.pop(key, None)
         self._log.forget(live.name)
         self._factory.drop(live.leaf)
+        if self._burial is None:
+            self._burial = asyncio.get_running_loop().call_later(_BURIAL, self._hold_burial)
+
+    def _hold_burial(self) -> None:
+        self._burial = None
+        self._factory.bury()
 
     def _flows(self, worker: Worker, leaf: str, since: int) -> Reply:
         self._named(worker, leaf)
@@ -251,6 +258,7 @@ class Gateway:
         return live
 
 
+_BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
 _PAGE_BYTES: Final = 64 * 1024
 _OPERATIONS: Final = (
     *("join", "lease", "release", "activate", "label", "allow"),
