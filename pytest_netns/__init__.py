@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_netns.egress import Egress
     from pytest_netns.errors import (
         GatewayError,
         KernelError,
@@ -19,21 +20,32 @@ if TYPE_CHECKING:
     )
     from pytest_netns.gateway.flows import Flow
     from pytest_netns.namespace import Namespace
+    from pytest_netns.rules import EgressRule, RuleError
     from pytest_netns.service import ServicePort
 
 __all__ = [
+    "Egress",
+    "EgressRule",
     "Flow",
     "GatewayError",
     "KernelError",
     "Namespace",
     "NamespaceClosedError",
     "NetnsError",
+    "RuleError",
     "ServiceNotReadyError",
     "ServicePort",
     "UnsupportedError",
 ]
 
-_HOMES = {"Flow": "gateway.flows", "Namespace": "namespace", "ServicePort": "service"}
+_HOMES = {
+    "Egress": "egress",
+    "EgressRule": "rules",
+    "Flow": "gateway.flows",
+    "Namespace": "namespace",
+    "RuleError": "rules",
+    "ServicePort": "service",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_netns.egress import Egress
     from pytest_netns.namespace import Namespace
     from pytest_netns.service import ServicePort
 
-__all__ = ["netns", "netns_port", "netns_service"]
+__all__ = ["netns", "netns_egress", "netns_port", "netns_service"]
 
 
 @pytest.fixture
@@ -20,6 +22,19 @@ def netns(request: pytest.FixtureRequest) -> Namespace:
 
     namespace: Namespace = request.config.stash[ISOLATION].namespace_of(request.node)
     return namespace
+
+
+@pytest.fixture
+def netns_egress(request: pytest.FixtureRequest, netns: Namespace) -> Iterator[Egress]:
+    """What may leave the test's network (rules, allow()), and what tried to (flows, blocked)."""
+    from pytest_netns.egress import Egress  # noqa: PLC0415
+    from pytest_netns.isolation import ISOLATION  # noqa: PLC0415
+
+    isolation, test = request.config.stash[ISOLATION], request.node
+    rules = isolation.settings_of(test).allow
+    egress = Egress(netns, isolation.session.ready().client, rules=rules, test=test.nodeid)
+    yield egress
+    egress.close()
 
 
 @pytest.fixture(scope="session")
