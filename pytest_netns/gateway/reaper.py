@@ -5,30 +5,22 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from pytest_netns.errors import NetnsError
 from pytest_netns.kernel import processes
 
 _GRACE: Final = 1.0  # seconds in which helpers that end with their parent, as multiprocessing's do, may do so
 _POLL: Final = 0.02
-_ROUNDS: Final = 20
 
 
 def reap(net_inode: int, worker_pid: int) -> None:
     """End every process in a leaf but the worker itself, which may be in it and is on its way out.
 
     Raises:
-        NetnsError: one of them can't be ended.
+        NetnsError: one of them can't be ended, or they multiply faster than they can be.
     """
     deadline = time.monotonic() + _GRACE
     while _others(net_inode, worker_pid) and time.monotonic() < deadline:
         time.sleep(_POLL)
-    for _ in range(_ROUNDS):
-        left = _others(net_inode, worker_pid)
-        if not left:
-            return
-        processes.end(left)
-    msg = f"processes in a leaf multiply faster than they can be ended: {left}"
-    raise NetnsError(msg)
+    processes.end_members(net_inode, spared=lambda: {worker_pid})
 
 
 def _others(net_inode: int, worker_pid: int) -> list[processes.Process]:

@@ -13,7 +13,7 @@ import shlex
 import signal
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import NetnsError
@@ -79,20 +79,26 @@ def end(
         return [(process, "SIGKILL" if fd in stubborn else "SIGTERM") for fd, process in every.items()]
 
 
-def end_members(net_inode: int, since: int | None = None, timeout: float = _TERM_SECONDS) -> list[tuple[Process, str]]:
+def end_members(
+    net_inode: int, since: int | None = None, *, spared: Callable[[], Container[int]] = frozenset
+) -> list[tuple[Process, str]]:
     """End whoever is in the namespace, and whoever they start meanwhile, until it has no members.
+
+    ``spared`` is called each time anew and returns the process ids of those that may stay.
 
     Raises:
         NetnsError: they multiply faster than they can be ended, or don't die.
     """
     ended: list[tuple[Process, str]] = []
+    timeout = _TERM_SECONDS
     for _ in range(_ROUNDS):
-        found = members(net_inode, since)
+        staying = spared()
+        found = [process for process in members(net_inode, since) if process.pid not in staying]
         if not found:
             return ended
         ended += end(found, timeout)
         timeout = 0.0  # They were asked nicely once; what appears from now on was started by the dying.
-    raise NetnsError(_immortal(members(net_inode, since)))
+    raise NetnsError(_immortal(found))
 
 
 def _candidates(since: int | None) -> Iterable[int]:
