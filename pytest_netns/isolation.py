@@ -12,6 +12,7 @@ from pytest_netns import report
 from pytest_netns.detours import Detour
 from pytest_netns.errors import NetnsError
 from pytest_netns.markers import marks_of
+from pytest_netns.report import RECORD, Record
 from pytest_netns.settings import ItemSettings, Mode, Scope, SettingsError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["ISOLATION", "Isolation"]
 
 ISOLATION = pytest.StashKey["Isolation"]()
-RECORD = pytest.StashKey[report.Record]()
 
 
 class Isolation:
@@ -94,7 +94,9 @@ class Isolation:
         if record is not None:
             lines = []
             if result.failed:
-                lines = self._describe(record) if record.lines is None else record.lines
+                lines = record.describe(self.session.client) if record.lines is None else record.lines
+            if record.told:
+                lines, record.told = lines[:1], False
             if result.when == "teardown":
                 lines = lines + record.endings()
                 del item.stash[RECORD]
@@ -148,7 +150,7 @@ class Isolation:
         """Bring the process into the test's leaf, from now on, whatever its mode and markers say of it."""
         stay = self.session.ready()
         leaf = stay.leases.take(item, self.settings_of(item))
-        item.stash[RECORD] = report.Record(item.nodeid, leaf.namespace)
+        item.stash[RECORD] = Record(item.nodeid, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
         return leaf
@@ -169,8 +171,15 @@ class Isolation:
             return
         self.leaf = None
         stay = self.session.stay
-        if stay is not None:
-            stay.traveller.go(stay.host if settings.opted_out_by and stay.returns else stay.traveller.base)
+        if stay is None:
+            return
+        stay.leases.rest()
+        if settings.opted_out_by and stay.returns:
+            stay.traveller.go(stay.host)
+            return
+        stay.traveller.go(stay.traveller.base)
+        if self.session.settings.mode is Mode.ALL and stay.worker is not None:
+            item.stash[RECORD] = Record(item.nodeid, stay.worker, own=False)
 
     def _watch(self, item: pytest.Item) -> None:
         """See to it that what pytest does for the collectors above the test is done in the base.
@@ -203,13 +212,6 @@ class Isolation:
             detour.end()
             package.addfinalizer(detour.begin)
 
-    def _describe(self, record: report.Record) -> list[str]:
-        client = self.session.client
-        try:
-            return record.describe(client) if client is not None else []
-        except NetnsError as error:
-            return [f"the gateway does not tell what was blocked: {error}"]
-
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None, *, failed: bool) -> None:
         vars(item).pop("teardown", None)
         stay, record = self.session.stay, item.stash.get(RECORD, None)
@@ -219,7 +221,7 @@ class Isolation:
             stay.go_to_base()
         leaf, self.leaf = self.leaf, None
         if failed and record is not None:
-            record.lines = self._describe(record)
+            record.lines = record.describe(self.session.client)
         if failed and item.config.getoption("usepdb"):
             self._kept = leaf  # it is given back when the next test is set up
             return

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -17,6 +17,7 @@ from pytest_netns.kernel import processes
 from pytest_netns.namespace import Namespace
 from pytest_netns.scoping import Leaf, Place, leaf_node
 from pytest_netns.settings import ItemSettings, Scope
+from pytest_netns.tally import OUTSIDE
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
@@ -41,12 +42,23 @@ class Leftovers(NamedTuple):
 class Leases:
     """The leaves that are alive, by scope and by what they live for."""
 
-    def __init__(self, client: GatewayClient, worker: Namespace | None, base: Place, *, shared: bool) -> None:
-        """Begin with the worker leaf alone, if there is one; ``shared`` makes it serve the scope ``session``."""
+    def __init__(
+        self, client: GatewayClient, worker: Namespace | None, base: Place, *, shared: bool, rules: Sequence[str] = ()
+    ) -> None:
+        """Begin with the worker leaf alone, if there is one.
+
+        Args:
+            client: the gateway.
+            worker: the worker leaf.
+            base: where the process lives between tests.
+            shared: whether the worker leaf serves the scope ``session``.
+            rules: the egress rules for the run.
+        """
         self._client = client
         self._worker = worker
         self._base = base
         self._shared = shared
+        self._rules = rules
         self._alive: dict[_Key, Leaf] = {}
         self._own: Leaf | None = None
 
@@ -54,20 +66,25 @@ class Leases:
         """Return the leaf that this test runs in, a new one unless its scope has one already."""
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
-            self._client.label(self._worker.name, item.nodeid)
+            self._client.label(self._worker.name, item.nodeid, rules=settings.allow, sni=settings.sni)
             return self._own
         key = (settings.scope, leaf_node(item, settings.scope))
         leaf = self._alive.get(key)
         if leaf is None:
-            leaf = self._alive[key] = self._lease(key, item.nodeid, settings.port)
+            leaf = self._alive[key] = self._lease(key, item.nodeid, settings)
         else:
             self._client.activate(leaf.namespace.name)
-            self._client.label(leaf.namespace.name, item.nodeid)
+            self._client.label(leaf.namespace.name, item.nodeid, rules=settings.allow, sni=settings.sni)
         return leaf
 
-    def _lease(self, key: _Key, test: str, port: int) -> Leaf:
+    def rest(self) -> None:
+        """Let the worker leaf serve no test, if it served one, so that no test's rules hold there."""
+        if self._own is not None:
+            self._client.label(self._own.namespace.name, OUTSIDE, rules=self._rules)
+
+    def _lease(self, key: _Key, test: str, settings: ItemSettings) -> Leaf:
         since = processes.last_pid()
-        grant = self._client.lease(test, service_port=port)
+        grant = self._client.lease(test, service_port=settings.port, rules=settings.allow, sni=settings.sni)
         namespace = Namespace(grant, self._client, worker=self._worker)
         return Leaf(Place.of(grant), namespace, *key, since=since)
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.fixtures import netns, netns_port, netns_service
-from pytest_netns.settings import FORMS, SCOPES, Settings, SettingsError
+from pytest_netns.fixtures import netns, netns_egress, netns_port, netns_service
+from pytest_netns.settings import EGRESS_MODES, FORMS, SCOPES, EgressMode, Settings, SettingsError
 
-__all__ = ["netns", "netns_port", "netns_service"]
+__all__ = ["netns", "netns_egress", "netns_port", "netns_service"]
 
 _FAILURE = pytest.StashKey[str]()
 _SETTINGS = pytest.StashKey[Settings]()
-_INI = ("netns", "netns_scope", "netns_port")
+_INI = ("netns", "netns_scope", "netns_port", "netns_allow", "netns_egress")
 _MARKERS = (
-    "netns(port=8080, scope='function'): run the test in a network and mount namespace of its own",
+    "netns(port=8080, scope='function', allow=[], sni=True): run the test in a network and mount namespace of its own",
     "no_netns: run the test where pytest was started, or in the worker's network, even under --netns",
 )
 
@@ -40,9 +40,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="error|skip",
         help="where isolation cannot work: stop at the start, or skip the tests (error)",
     )
+    group.addoption(
+        "--netns-allow",
+        action="append",
+        metavar="RULE",
+        help="what every test may reach, besides its own network: host[:port[-port]][/udp], where host is a name, "
+        "*.name, an address, a block of addresses, or localhost for the loopback of this machine; repeatable",
+    )
+    group.addoption(
+        "--netns-egress",
+        choices=EGRESS_MODES,
+        metavar="|".join(EGRESS_MODES),
+        help="what no rule allows: fails (block); is let through, and the rules that were needed are listed at the end "
+        "(record); or fails together with the test, even one that swallows the error (fail)",
+    )
+    group.addoption("--netns-egress-log", metavar="FILE", help="write every attempt to leave to FILE, as lines of JSON")
     parser.addini("netns", "which tests are isolated: all, marked or off", type="string", default=None)
     parser.addini("netns_scope", f"how long a namespace lives: {', '.join(SCOPES)}", type="string", default=None)
     parser.addini("netns_port", "the service port", type="int", default=None)
+    parser.addini("netns_allow", "what every test may reach, a list of rules", type="linelist", default=None)
+    modes = ", ".join(EGRESS_MODES)
+    parser.addini("netns_egress", f"what becomes of what no rule allows: {modes}", type="string", default=None)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -65,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _settle(config: pytest.Config, options: Any) -> None:
     from pytest_netns.session import enter_early  # noqa: PLC0415
 
-    names = ("mode", "scope", "port", "unsupported")
+    names = ("mode", "scope", "port", "unsupported", "allow", "egress", "egress_log")
     try:
         settings = Settings.of(
             {name: getattr(options, f"netns_{name}") for name in names}, {name: _ini(config, name) for name in _INI}
@@ -109,15 +127,22 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the gateway and enter the worker leaf, as far as this process has a part in it."""
     from pytest_netns.isolation import ISOLATION, Isolation  # noqa: PLC0415
     from pytest_netns.session import SESSION, Role, Session  # noqa: PLC0415
+    from pytest_netns.strict import Strict  # noqa: PLC0415
 
     config = session.config
     ours = config.stash[SESSION] = Session(config, config.stash[_SETTINGS])
     ours.failure = config.stash.get(_FAILURE, ours.failure)
     try:
+        ours.begin_log()
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
+    try:
         ours.start()
     except (NetnsError, OSError) as error:
         ours.failure = _unsupported(ours.settings, error)
     if ours.role is not Role.CONTROLLER:
+        if ours.settings.egress is EgressMode.FAIL:
+            config.pluginmanager.register(Strict(ours), "netns-strict")
         config.stash[ISOLATION] = Isolation(ours)
         config.pluginmanager.register(config.stash[ISOLATION], "netns-isolation")
 
@@ -161,36 +186,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker which run it belongs to, and what has failed already."""
-    from pytest_netns.session import FAILURE, RUN_ID, SESSION  # noqa: PLC0415
+    """Tell an xdist worker which run it belongs to, where to log, and what has failed already."""
+    from pytest_netns.session import FAILURE, LOG, RUN_ID, SESSION  # noqa: PLC0415
 
     session = node.config.stash[SESSION]
-    node.workerinput.update({RUN_ID: session.run_id, FAILURE: session.failure})
+    node.workerinput.update({RUN_ID: session.run_id, LOG: session.log, FAILURE: session.failure})
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take in what an xdist worker knows of blocked attempts, where the controller has no gateway to ask."""
-    from pytest_netns.session import BLOCKED, SESSION  # noqa: PLC0415
+    """Take in what an xdist worker knows of attempts, where the controller has no gateway to ask."""
+    from pytest_netns.session import SESSION, TALLY  # noqa: PLC0415
 
-    session = node.config.stash[SESSION]
-    for endpoint, count, first in (getattr(node, "workeroutput", None) or {}).get(BLOCKED, ()):
-        if count > session.reported.get(endpoint, (0, ""))[0]:
-            session.reported[endpoint] = (count, first)
+    told = (getattr(node, "workeroutput", None) or {}).get(TALLY)
+    if told is not None:
+        node.config.stash[SESSION].told.append(told)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List what was blocked over the run, and what tests left running."""
-    from pytest_netns.report import left_running, summary  # noqa: PLC0415
+    """List what was blocked over the run, or needed, and what tests left running."""
+    from pytest_netns.closing import closing  # noqa: PLC0415
     from pytest_netns.session import SESSION  # noqa: PLC0415
 
-    try:
-        blocked = summary(config.stash[SESSION].blocked())
-    except NetnsError as error:
-        blocked = [f"the gateway does not tell what was blocked: {error}"]
-    left = left_running(report for reports in terminalreporter.stats.values() for report in reports)
-    for title, lines in (("blocked attempts to leave", blocked), ("processes left running", left)):
-        if lines:
-            terminalreporter.section(f"netns: {title}")
-            for line in lines:
-                terminalreporter.write_line(line)
+    reports = (report for reports in terminalreporter.stats.values() for report in reports)
+    for title, lines in closing(config.stash[SESSION], reports):
+        terminalreporter.section(f"netns: {title}")
+        for line in lines:
+            terminalreporter.write_line(line)

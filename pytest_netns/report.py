@@ -1,8 +1,9 @@
-"""What the user reads: the section of a failed test, warnings, and the summary at the end of the run."""
+"""What the user reads of a run and its tests: the header, the section of a failed test, warnings."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import warnings
 from collections import Counter
@@ -12,22 +13,25 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pytest_netns.settings import Mode, Settings
+from pytest_netns.errors import NetnsError
+from pytest_netns.settings import EgressMode, Mode, Settings
 
 if TYPE_CHECKING:
     import threading
 
     from pytest_netns.gateway.client import GatewayClient
-    from pytest_netns.gateway.flows import BlockedSummary, Flow
+    from pytest_netns.gateway.flows import Flow
     from pytest_netns.kernel.processes import Process
     from pytest_netns.namespace import Namespace
 
-__all__ = ["NetnsWarning", "Record", "header", "left_running", "summary", "warn_of_threads"]
+__all__ = ["LEFT", "RECORD", "TITLE", "NetnsWarning", "Record", "header", "remedy", "shortened", "warn_of_threads"]
 
 TITLE: Final = "netns"
+LEFT: Final = "left running"
 _BLOCKED: Final = "blocked"
-_LEFT: Final = "left running"
 _AT_MOST: Final = 20
+
+RECORD = pytest.StashKey["Record"]()
 
 
 class NetnsWarning(pytest.PytestWarning):
@@ -41,41 +45,68 @@ class Record:
     Attributes:
         test: the node id.
         namespace: the test's leaf.
+        own: whether the leaf is the test's, and not the worker's, which it only is a guest in.
         started: when the leaf was given to it, in seconds since the epoch.
         lines: what is to be told of it, once it is gone; None as long as it lives.
+        told: whether the failure of the current phase itself tells what the test tried.
         ended: the processes that it left, with the signal that ended each.
     """
 
     test: str
     namespace: Namespace
+    own: bool = True
     started: float = field(default_factory=time.time)
     lines: list[str] | None = None
+    told: bool = False
     ended: list[tuple[Process, str]] = field(default_factory=list)
+    _charged: set[Flow] = field(default_factory=set)
 
-    def describe(self, client: GatewayClient) -> list[str]:
+    def describe(self, client: GatewayClient | None) -> list[str]:
         """Ask the gateway what the test tried, and return the lines of the section."""
+        if client is None:
+            return []
+        try:
+            attempts = self.attempts(client)
+        except NetnsError as error:
+            return [f"the gateway does not tell what was blocked: {error}"]
+        return [f"leaf {self.namespace.name}: {self.namespace.ipv4}, {self.namespace.ipv6}", *self.tell(attempts)]
+
+    def attempts(self, client: GatewayClient) -> list[Flow]:
+        """Ask the gateway what the test has tried in vain by now."""
         leaves = [self.namespace.name]
         if self.namespace.worker is not None:
             leaves.append(self.namespace.worker.name)
-        flows = [flow for leaf in leaves for flow in client.flows(leaf) if self._concerns(flow)]
-        lines = [f"leaf {self.namespace.name}: {self.namespace.ipv4}, {self.namespace.ipv6}"]
-        return lines + _attempts(flow for flow in flows if flow.verdict == _BLOCKED)
+        flows = [flow for leaf in leaves for flow in client.flows(leaf)]
+        return [flow for flow in flows if flow.verdict == _BLOCKED and self._concerns(flow)]
+
+    def fresh(self, client: GatewayClient) -> list[Flow]:
+        """Ask the gateway what the test has tried in vain since this was last asked."""
+        found = [flow for flow in self.attempts(client) if flow not in self._charged]
+        self._charged.update(found)
+        return found
+
+    def tell(self, attempts: Iterable[Flow]) -> list[str]:
+        """Return a line for each blocked endpoint: how often, why, and what would allow it."""
+        counted = Counter((_attempt(flow), self._remedy(flow)) for flow in attempts)
+        return shortened([f"blocked: {what}{_times(count)}{remedy}" for (what, remedy), count in counted.items()])
 
     def _concerns(self, flow: Flow) -> bool:
-        """Tell whether the attempt is the test's: by name in its own leaf, by time in the worker leaf."""
-        if flow.leaf == self.namespace.name:
-            return flow.test in (self.test, "")
-        return flow.time >= self.started
+        """Tell whether the attempt is the test's: by name in its own leaf, by time alone in the worker's."""
+        return flow.time >= self.started and (not self._is_own(flow) or flow.test == self.test)
+
+    def _is_own(self, flow: Flow) -> bool:
+        return self.own and flow.leaf == self.namespace.name
+
+    def _remedy(self, flow: Flow) -> str:
+        reason = f": {flow.reason}" if flow.reason else ""
+        if self._is_own(flow):
+            return reason + remedy(flow.allow)
+        option = f"; allow with --netns-allow={shlex.quote(flow.allow)}" if flow.allow else ""
+        return f", in the worker's network{reason}{option}"
 
     def endings(self) -> list[str]:
         """Return a line for each process that was left and had to be ended."""
-        return [f"{_LEFT}, ended with {how}: pid {pid}: {command}" for (pid, command), how in self.ended]
-
-
-def _attempts(flows: Iterable[Flow]) -> list[str]:
-    counted = Counter(_attempt(flow) for flow in flows)
-    lines = [f"blocked: {what}{_times(count)}" for what, count in counted.items()]
-    return [*lines[:_AT_MOST], *_more(len(lines))]
+        return [f"{LEFT}, ended with {how}: pid {pid}: {command}" for (pid, command), how in self.ended]
 
 
 def _attempt(flow: Flow) -> str:
@@ -83,12 +114,18 @@ def _attempt(flow: Flow) -> str:
     return f"{flow.endpoint} ({known})" if known else flow.endpoint
 
 
+def remedy(rule: str | None) -> str:
+    """Return what to say of the rule that would allow something, if there is one."""
+    return f'; allow with "{rule}"' if rule else ""
+
+
 def _times(count: int) -> str:
     return f" ({count} times)" if count > 1 else ""
 
 
-def _more(count: int) -> list[str]:
-    return [f"... and {count - _AT_MOST} more"] if count > _AT_MOST else []
+def shortened(lines: list[str]) -> list[str]:
+    """Return the first of many lines, and how many more there are."""
+    return lines if len(lines) <= _AT_MOST else [*lines[:_AT_MOST], f"... and {len(lines) - _AT_MOST} more"]
 
 
 def header(settings: Settings) -> str:
@@ -97,26 +134,12 @@ def header(settings: Settings) -> str:
         return "netns: off"
     tests = {Mode.ALL: "every test", Mode.MARKED: "tests that ask"}[settings.mode]
     rights = "root" if os.geteuid() == 0 else "rootless"
-    return f"netns: {settings.mode.value} ({tests}), scope {settings.scope.word}, port {settings.port}, {rights}"
-
-
-def summary(blocked: Sequence[BlockedSummary]) -> list[str]:
-    """Return the lines that end the run: each blocked endpoint, how often, and which test was first."""
-    lines = []
-    for one in blocked[:_AT_MOST]:
-        first = f", first by {one.first_test}" if one.first_test else ""
-        lines.append(f"{one.endpoint}: {one.count} {'time' if one.count == 1 else 'times'}{first}")
-    return lines + _more(len(blocked))
-
-
-def left_running(reports: Iterable[object]) -> list[str]:
-    """Return a line for each process that a test left, from the sections of the run's reports."""
-    lines = []
-    for one in reports:
-        if isinstance(one, pytest.TestReport):
-            texts = [text for title, text in one.sections if title == TITLE]
-            lines += [f"{one.nodeid} {line}" for text in texts for line in text.splitlines() if line.startswith(_LEFT)]
-    return lines[:_AT_MOST] + _more(len(lines))
+    words = [f"{settings.mode.value} ({tests})", f"scope {settings.scope.word}", f"port {settings.port}", rights]
+    if settings.egress is not EgressMode.BLOCK:
+        words.append(f"egress {settings.egress.value}")
+    if settings.allow:
+        words.append("1 egress rule" if len(settings.allow) == 1 else f"{len(settings.allow)} egress rules")
+    return f"netns: {', '.join(words)}"
 
 
 def warn_of_threads(item: pytest.Item, leaf: str, threads: Sequence[threading.Thread]) -> None:

@@ -10,29 +10,28 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import os
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from pytest_netns.errors import NetnsError, UnsupportedError
-from pytest_netns.settings import Mode, Settings
+from pytest_netns.settings import EgressMode, Mode, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
-    from pytest_netns.gateway.flows import BlockedSummary
-    from pytest_netns.leases import Leases
-    from pytest_netns.namespace import Namespace
-    from pytest_netns.scoping import Place, Traveller
+    from pytest_netns.stay import Stay
+    from pytest_netns.tally import Tally
 
-__all__ = ["BLOCKED", "FAILURE", "RUN_ID", "SESSION", "Role", "Session", "enter_early", "explained"]
+__all__ = ["FAILURE", "LOG", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "enter_early", "explained"]
 
 RUN_ID: Final = "netns_run_id"
 FAILURE: Final = "netns_failure"
-BLOCKED: Final = "netns_blocked"
+LOG: Final = "netns_log"
+TALLY: Final = "netns_tally"
 
 _log = logging.getLogger(__name__)
 
@@ -89,39 +88,6 @@ def _quietly(close: Callable[[], None]) -> None:
         _log.debug("closing: %s", error)
 
 
-@dataclass
-class Stay:
-    """What a process that runs tests has got from the gateway.
-
-    Attributes:
-        client: the gateway.
-        traveller: what moves the process.
-        host: the namespaces that pytest was started in.
-        returns: whether the process may go back there.
-        worker: the worker leaf, where there is one.
-        leases: the leaves of its tests.
-    """
-
-    client: GatewayClient
-    traveller: Traveller
-    host: Place
-    returns: bool
-    worker: Namespace | None
-    leases: Leases
-
-    def go_to_base(self) -> None:
-        """Go where the process lives between tests."""
-        self.traveller.go(self.traveller.base)
-
-    def finish(self) -> None:
-        """Give up all leaves, and bring the process home, if it may go there."""
-        self.go_to_base()
-        self.leases.release_all()
-        if self.returns:
-            self.traveller.base = self.host
-            self.go_to_base()
-
-
 class Session:
     """What one pytest process holds for the run; it lives in ``config.stash``."""
 
@@ -132,7 +98,8 @@ class Session:
         self.failure: str | None = self._workerinput.get(FAILURE)
         self.client: GatewayClient | None = None
         self.stay: Stay | None = None
-        self.reported: dict[str, tuple[int, str]] = {}
+        self.told: list[dict[str, Any]] = []
+        self.log: str | None = self._workerinput.get(LOG)
         self.run_id: str = self._workerinput.get(RUN_ID) or uuid.uuid4().hex
         self._cleanup = contextlib.ExitStack()
 
@@ -161,6 +128,25 @@ class Session:
             self._connect()
         else:
             self._engage()
+
+    def begin_log(self) -> None:
+        """Empty the file that every attempt is written to, if this process is the one to do so.
+
+        Raises:
+            SettingsError: it cannot be written.
+        """
+        if self.settings.log is None or self.role is Role.WORKER:
+            return
+        self.log = os.path.join(str(self.config.invocation_params.dir), self.settings.log)
+        try:
+            with open(self.log, "wb"):
+                pass
+        except OSError as error:
+            remedy = "name a file that can be written"
+            if isinstance(error, FileNotFoundError):
+                remedy = f"make the directory {os.path.dirname(self.log)}, or name another"
+            text = f"--netns-egress-log: {self.settings.log!r} cannot be written: {error.strerror}; {remedy}"
+            raise SettingsError(text) from None
 
     def ready(self) -> Stay:
         """Return what it takes to isolate a test, getting it if need be.
@@ -195,6 +181,8 @@ class Session:
                 directory.parent.rmdir()
             raise
         self._cleanup.callback(self.client.close)
+        if self.log is not None:
+            self.client.log_to(self.log)
         return self.client
 
     def _engage(self) -> Stay:
@@ -203,50 +191,60 @@ class Session:
         from pytest_netns.leases import Leases  # noqa: PLC0415
         from pytest_netns.namespace import Namespace  # noqa: PLC0415
         from pytest_netns.scoping import Place, Traveller  # noqa: PLC0415
+        from pytest_netns.stay import Stay  # noqa: PLC0415
 
         host = Place.here()
         self._cleanup.callback(host.close)
         returns = privilege.is_entered() and host.is_reachable()
         if not returns and not self.settings.said:
             raise _UnsaidError(_UNSAID)
-        client = self._connect()
-        name = self._workerinput.get("workerid", "main")
+        client, settings = self._connect(), self.settings
+        name, record = self._workerinput.get("workerid", "main"), settings.egress is EgressMode.RECORD
         traveller = Traveller(host, str(self.config.invocation_params.dir))
         worker = None
-        if returns and self.settings.mode is Mode.MARKED:
-            client.attach(name)
+        if returns and settings.mode is Mode.MARKED:
+            client.attach(name, record=record)
         else:
-            grant = client.join(name, open_egress=self.settings.mode is Mode.MARKED, service_port=self.settings.port)
+            opened = settings.mode is Mode.MARKED
+            port, rules = settings.port, settings.allow
+            grant = client.join(name, open_egress=opened, service_port=port, rules=rules, record=record)
             worker = Namespace(grant, client)
             self._cleanup.callback(_quietly, worker.close)
             traveller.base = Place.of(grant)
             traveller.go(traveller.base)
         privilege.disinherit()
-        leases = Leases(client, worker, traveller.base, shared=self.settings.mode is Mode.ALL)
+        shared = settings.mode is Mode.ALL
+        leases = Leases(client, worker, traveller.base, shared=shared, rules=settings.allow)
         self.stay = Stay(client, traveller, host, returns, worker, leases)
         return self.stay
 
     def finish(self) -> None:
-        """Leave all leaves at the end of the run; a worker tells its controller what was blocked."""
+        """Leave all leaves at the end of the run; a worker tells its controller what was tried from its own."""
         if self.stay is None:
             return
         if self.role is Role.WORKER:
+            from pytest_netns.tally import Tally  # noqa: PLC0415
+
             output: dict[str, Any] = self.config.workeroutput  # type: ignore[attr-defined]
             with contextlib.suppress(NetnsError):
-                output[BLOCKED] = [[one.endpoint, one.count, one.first_test] for one in self.stay.client.blocked()]
+                output[TALLY] = Tally.of(self.stay.client, own=True).tell()
         stay, self.stay = self.stay, None
         stay.finish()
 
-    def blocked(self) -> list[BlockedSummary]:
-        """Return the blocked endpoints of the whole run, most frequent first."""
-        if self.client is not None:
-            return self.client.blocked()
-        if not self.reported:
-            return []
-        from pytest_netns.gateway.flows import BlockedSummary  # noqa: PLC0415
+    @property
+    def has_isolated(self) -> bool:
+        """Whether the run had a gateway, be it through its workers."""
+        return self.client is not None or bool(self.told)
 
-        found = [BlockedSummary(endpoint, *rest) for endpoint, rest in self.reported.items()]
-        return sorted(found, key=lambda summary: -summary.count)
+    def tally(self) -> Tally:
+        """Return what was tried over the whole run.
+
+        Raises:
+            NetnsError: the gateway does not tell.
+        """
+        from pytest_netns.tally import Tally  # noqa: PLC0415
+
+        return Tally.of(self.client) if self.client is not None else Tally.sum(self.told)
 
     def close(self) -> None:
         """Give everything back; doing so twice is harmless."""

@@ -48,7 +48,7 @@ def test_readme_tells_the_truth(tmp_path: Path) -> None:
     (tmp_path / "test_page.py").write_text(python_blocks(ROOT / "README.md")[0], encoding="utf-8")
     run = pytest_in_parallel(tmp_path)
     assert " 1 failed, 4 passed in " in run.stdout, run.stdout + run.stderr
-    assert "\nblocked: dns api.example.com\n" in run.stdout
+    assert "\nblocked: dns api.example.com" in run.stdout
 
 
 def test_documented_snippets_pass(tmp_path: Path) -> None:

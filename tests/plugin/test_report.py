@@ -60,15 +60,16 @@ class TestBlockedAttempts:
         result.stdout.fnmatch_lines_random(
             [
                 "leaf *-t1: 198.18.*, fd*",
-                "blocked: tcp 203.0.113.5:443 (2 times)",
-                "blocked: tcp [[]2001:db8::5[]]:443",
-                "blocked: udp 203.0.113.6:123",
-                "blocked: dns *api.example.com*",
-                "blocked: tcp 203.0.113.7:5432",
-                "blocked: tcp 203.0.113.8:25",
+                'blocked: tcp 203.0.113.5:443 (2 times); allow with "203.0.113.5:443"',
+                'blocked: tcp [[]2001:db8::5[]]:443; allow with "[[]2001:db8::5[]]:443"',
+                'blocked: udp 203.0.113.6:123; allow with "203.0.113.6:123/udp"',
+                'blocked: dns *api.example.com*; allow with "api.example.com"',
+                "blocked: tcp 203.0.113.7:5432, in the worker's network; allow with --netns-allow=203.0.113.7:5432",
+                'blocked: tcp 203.0.113.8:25; allow with "203.0.113.8:25"',
                 "*netns: blocked attempts*",
-                "tcp 203.0.113.5:443: 3 times, first by test_it.py::test_tcp",
-                "tcp 203.0.113.5:80: 1 time, first by test_it.py::test_expected",
+                'tcp 203.0.113.5:443: 3 times, first by test_it.py::test_tcp; allow with "203.0.113.5:443"',
+                'tcp 203.0.113.5:80: 1 time, first by test_it.py::test_expected; allow with "203.0.113.5:80"',
+                "(allow with --netns-allow=RULE, or netns_allow in pyproject.toml)",
             ]
         )
         assert result.stdout.str().count("blocked: tcp 203.0.113.5:443") == 1
@@ -86,10 +87,10 @@ class TestBlockedAttempts:
         result = run("--netns", f"--netns-scope={scope}", "--tb=short")
         result.assert_outcomes(failed=2)
         assert [line for line in result.outlines if line.startswith("blocked:")] == [
-            "blocked: tcp 203.0.113.1:1",
-            "blocked: tcp 203.0.113.2:2",
+            'blocked: tcp 203.0.113.1:1; allow with "203.0.113.1:1"',
+            'blocked: tcp 203.0.113.2:2; allow with "203.0.113.2:2"',
         ]
-        result.stdout.fnmatch_lines(["tcp 203.0.113.1:1: 1 time, first by *::test_1", "tcp 203.0.113.2:2: *test_2"])
+        result.stdout.fnmatch_lines(["tcp 203.0.113.1:1: 1 time, first by *::test_1;*", "tcp 203.0.113.2:2: *test_2;*"])
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has to say it")
     def test_summary_without_the_option(self, pytester: pytest.Pytester, run: Run) -> None:

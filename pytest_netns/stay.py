@@ -1,0 +1,47 @@
+"""What a process that runs tests has got from the gateway, from its first test to its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_netns.gateway.client import GatewayClient
+    from pytest_netns.leases import Leases
+    from pytest_netns.namespace import Namespace
+    from pytest_netns.scoping import Place, Traveller
+
+__all__ = ["Stay"]
+
+
+@dataclass
+class Stay:
+    """What a process that runs tests has got from the gateway.
+
+    Attributes:
+        client: the gateway.
+        traveller: what moves the process.
+        host: the namespaces that pytest was started in.
+        returns: whether the process may go back there.
+        worker: the worker leaf, where there is one.
+        leases: the leaves of its tests.
+    """
+
+    client: GatewayClient
+    traveller: Traveller
+    host: Place
+    returns: bool
+    worker: Namespace | None
+    leases: Leases
+
+    def go_to_base(self) -> None:
+        """Go where the process lives between tests."""
+        self.traveller.go(self.traveller.base)
+
+    def finish(self) -> None:
+        """Give up all leaves, and bring the process home, if it may go there."""
+        self.go_to_base()
+        self.leases.release_all()
+        if self.returns:
+            self.traveller.base = self.host
+            self.go_to_base()
