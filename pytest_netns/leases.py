@@ -28,7 +28,6 @@ __all__ = ["Leases", "Leftovers"]
 _Key = tuple[Scope, "pytest.Item | pytest.Collector"]
 
 _PATIENCE: Final = 0.25  # seconds for a thread that is about to end anyway
-_ROUNDS: Final = 20
 
 
 class Leftovers(NamedTuple):
@@ -123,25 +122,27 @@ class Leases:
 def _end_left(namespace: Namespace, since: int | None) -> list[tuple[Process, str]]:
     """End the processes that were started in the leaf and are still there."""
     inode = os.fstat(namespace.fileno()).st_ino
-    ended: list[tuple[Process, str]] = []
-    for _ in range(_ROUNDS):
-        spared, silent = _helpers()
-        found = [process for process in processes.members(inode, since) if process.pid not in spared]
-        if not found:
-            break
-        ended += [(process, how) for process, how in processes.end(found) if process.pid not in silent]
-    return ended
+    ended = processes.end_members(inode, since, spared=lambda: {_resource_tracker()})
+    silent = _fork_server()
+    return [(process, how) for process, how in ended if process.pid != silent]
 
 
-def _helpers() -> tuple[set[int], set[int]]:
-    """Return multiprocessing's own helper processes: those to spare, and those to end without a word.
+def _resource_tracker() -> int:
+    """Return the id of multiprocessing's resource tracker, or 0.
 
-    They belong to no test. The resource tracker is never started anew without a warning; it opens no
-    connection, so it may stay. The fork server is, and must be: its children would come up in a dead leaf.
+    It belongs to no test, is never started anew without a warning and opens no connection, so it may stay.
     """
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    return getattr(tracker, "_pid", None) or 0
+
+
+def _fork_server() -> int:
+    """Return the id of multiprocessing's fork server, or 0.
+
+    It belongs to no test either, but has to end: its children would come up in a dead leaf.
+    """
     server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
-    return {getattr(tracker, "_pid", None) or 0}, {getattr(server, "_forkserver_pid", None) or 0}
+    return getattr(server, "_forkserver_pid", None) or 0
 
 
 def _left_threads(leaf: Leaf) -> list[threading.Thread]:
