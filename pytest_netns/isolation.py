@@ -95,8 +95,9 @@ class Isolation:
             lines = []
             if result.failed:
                 lines = record.describe(self.session.client) if record.lines is None else record.lines
-            if record.told:
-                lines, record.told = lines[:1], False
+            if record.told and record.told in result.longreprtext:
+                lines = lines[:1]
+            record.told = ""
             if result.when == "teardown":
                 lines = lines + record.endings()
                 del item.stash[RECORD]

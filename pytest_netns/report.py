@@ -48,7 +48,7 @@ class Record:
         own: whether the leaf is the test's, and not the worker's, which it only is a guest in.
         started: when the leaf was given to it, in seconds since the epoch.
         lines: what is to be told of it, once it is gone; None as long as it lives.
-        told: whether the failure of the current phase itself tells what the test tried.
+        told: what the failure of the current phase tells of attempts, which then need not be told again.
         ended: the processes that it left, with the signal that ended each.
     """
 
@@ -57,7 +57,7 @@ class Record:
     own: bool = True
     started: float = field(default_factory=time.time)
     lines: list[str] | None = None
-    told: bool = False
+    told: str = ""
     ended: list[tuple[Process, str]] = field(default_factory=list)
     _charged: set[Flow] = field(default_factory=set)
 

@@ -57,8 +57,8 @@ class Strict:
             raise
         lines = self._fresh(item)
         if lines:
-            item.stash[RECORD].told = True
-            pytest.fail("\n".join([*lines, _WHY]), pytrace=False)
+            text = item.stash[RECORD].told = "\n".join([*lines, _WHY])
+            pytest.fail(text, pytrace=False)
         return result
 
     def _fresh(self, item: pytest.Item) -> list[str]:

@@ -86,8 +86,11 @@ class TestFail:
         """A phase that failed by itself keeps its error, a skipped test stays skipped, and ``-x`` stops."""
         pytester.makepyfile(
             """
-            import pytest
+            import pytest, unittest
             from tools import refused
+            class TestUnit(unittest.TestCase):
+                @unittest.expectedFailure
+                def test_passing(self): assert refused("203.0.113.5", 443)
             def test_error():
                 assert refused("203.0.113.5", 443)
                 raise ValueError("its own")
@@ -102,8 +105,9 @@ class TestFail:
             """
         )
         result = run("--netns", "--netns-egress=fail", "-rs")
-        result.assert_outcomes(failed=3, skipped=1, xfailed=1)
-        result.stdout.fnmatch_lines(["E * ValueError: its own", "blocked: tcp 203.0.113.5:443; allow with *"])
+        result.assert_outcomes(failed=4, skipped=1, xfailed=1)
+        for own in ("Unexpected success", "E * ValueError: its own"):
+            result.stdout.fnmatch_lines([own, "leaf *", "blocked: tcp 203.0.113.5:443; allow with *"])
         run("--netns", "--netns-egress=fail", "-x", "-k", "trying or error").assert_outcomes(failed=1)
 
     @pytest.mark.parametrize("scope", ["function", "module"])
