@@ -101,10 +101,24 @@ def test_names_of_any_bytes(labels: list[bytes]) -> None:
 
 def test_dots_in_labels() -> None:
     """A label with a dot in it is another name than two labels, and so is one that spells out an escape."""
-    names = [[b"api.example", b"com"], [b"api", b"example.com"], [b"api", b"example", b"com"], [b"a\xff"], [rb"a\255"]]
+    names = [
+        [b"a b\x7f"],
+        [b"api.example", b"com"],
+        [b"api", b"example.com"],
+        [b"api", b"example", b"com"],
+        [b"a\xff"],
+        [rb"a\255"],
+    ]
     queries = [dns.message.make_query(dns.name.Name([*labels, b""]), "A") for labels in names]
     found = [question_of(query).name for query in queries]
-    assert found == [r"api\046example.com", r"api.example\046com", "api.example.com", r"a\255", r"a\092255"]
+    assert found == [
+        r"a\032b\127",
+        r"api\046example.com",
+        r"api.example\046com",
+        "api.example.com",
+        r"a\255",
+        r"a\092255",
+    ]
 
 
 @pytest.mark.parametrize("edns", [True, False])
@@ -122,7 +136,7 @@ def test_every_answer(name: str, kind: str, make: Callable[[own.Question], bytes
     assert answer.flags & dns.flags.RA
     assert not answer.flags & dns.flags.TC
     assert answer.question == query.question
-    assert (answer.edns == 0) is edns
+    assert (answer.edns, answer.ednsflags, answer.payload) == ((0, 0, 1232) if edns else (-1, 0, 0))
     assert not answer.authority
     assert not answer.additional
 
@@ -223,6 +237,11 @@ def test_other_records_are_not_taken_for_edns() -> None:
     query = dns.message.make_query("example.com", "A")
     query.additional.append(dns.rrset.from_text("example.com.", 30, "IN", "TXT", "x"))
     assert not question_of(query).extended
+    announced = dns.message.make_query("example.com", "A", use_edns=0).to_wire()
+    for section in (7, 9):  # then the record behind the question is not the additional section's
+        question = own.parse(announced[:section] + b"\1" + announced[section + 1 :])
+        assert question is not None
+        assert not question.extended
     assert question_of(dns.message.make_query("example.com", "A", use_edns=0)).extended
 
 
@@ -249,5 +268,6 @@ def test_what_is_no_question() -> None:
     assert own.parse(none.to_wire()) is None
     whole = query.to_wire()
     assert all(own.parse(whole[:size]) is None for size in range(len(whole)))
-    pointer = bytes.fromhex("beef0100 0001 0000 0000 0000 c00c 0001 0001")
-    assert own.parse(pointer) is None
+    header = bytes.fromhex("beef0100 0001 0000 0000 0000")
+    for beyond in (0x40, 0x80, 0xC0, 0xFF):  # the length of a label, were it not a pointer or nothing yet
+        assert own.parse(header + bytes([beyond]) + b"x" * beyond + bytes.fromhex("00 0001 0001")) is None

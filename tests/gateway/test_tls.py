@@ -58,6 +58,13 @@ def named(name: bytes) -> bytes:
     return record(hello(sni(name)))
 
 
+def filled(size: int) -> bytes:
+    """Return a ClientHello of so many bytes."""
+    return hello(
+        sni(b"api.example.com"), b"\0\x15" + sized(bytes(size - len(hello(sni(b"api.example.com"), bytes(4)))))
+    )
+
+
 PADDING = b"\0\x15" + sized(bytes(500))
 ENCRYPTED = b"\xfe\x0d" + sized(b"\0\0\1\0\1\7" + sized(bytes(32)) + sized(b"evil.example" * 9))
 FIRST, SECOND, ANONYMOUS = real(NAME), real("evil.example.com", curve="prime256v1"), real(None)
@@ -96,6 +103,9 @@ def test_real_client_without_a_name(asked: str | None, version: ssl.TLSVersion) 
         (record(hello(ENCRYPTED, sni(b"api.example.com"))), NAME),
         (record(hello(sni(b"api.example.com")), version=b"\3\0"), NAME),
         (record(hello(sni(b"api.example.com")), version=b"\3\x99"), NAME),
+        (named(b"a.b"), "a.b"),
+        (named(b".".join([b"a" * 63] * 3 + [b"a" * 61])), ".".join(["a" * 63] * 3 + ["a" * 61])),
+        (record(filled(1 << 14)), NAME),
         (record(hello()), Hello.NAMELESS),
         (record(hello(PADDING)), Hello.NAMELESS),
         (record(hello(ENCRYPTED)), Hello.NAMELESS),
@@ -112,7 +122,8 @@ def test_hello(stream: bytes, expected: str | Hello) -> None:
     [
         b"", b".", b"..", b"a..b", b".a", b"a.b..", b"a b", b"a/b", b"a\0b", b"a\n", b"a.b\n", b"*.example.com",
         b"b\xfccher.example", "b\xfccher.example".encode(), "\uff45vil.example".encode(), b"user@host", b"host:443",
-        b"[::1]", b"::1", b"192.0.2.1", b"192.0.2.1.", b"127.1", b"2130706433", b"x" * 64, b".".join([b"a" * 63] * 4),
+        b"[::1]", b"::1", b"192.0.2.1", b"192.0.2.1.", b"127.1", b"2130706433", b"x" * 64,
+        b".".join([b"a" * 63] * 3 + [b"a" * 62]),
     ],
 )  # fmt: skip
 def test_illegal_name(name: bytes) -> None:
@@ -142,7 +153,7 @@ BODY = hello(sni(b"api.example.com"))
         pytest.param(record(BODY + b"\1"), id="more after the hello"),
         pytest.param(record(BODY + BODY), id="two in one record"),
         pytest.param(record(b"\1\1\0\1"), id="more than 64 KiB"),
-        pytest.param(record(b"\1" + bytes(1 << 14)), id="too long a record"),
+        pytest.param(record(filled((1 << 14) + 1)), id="too long a record"),
         pytest.param(record(b"") + record(BODY), id="an empty record first"),
         pytest.param(record(BODY[:9]) + record(b"") + record(BODY[9:]), id="an empty record between"),
         pytest.param(record(BODY[:9]) + ALERT + record(BODY[9:]), id="an alert between"),
@@ -170,6 +181,8 @@ def test_malformed(stream: bytes) -> None:
         b"SSH-2.0-x\r\n",
         b"\0",
         b"\xff" * 9,
+        b"\x13\3\1\0\2\1",
+        b"\x19\3\1\0\2\1",
         b"\0\0\0\x08\x04\xd2\x16\x2f",  # PostgreSQL asks whether it may speak TLS
         b"\x80\x2e\1\3\1\0\x15\0\0\0\x10" + bytes(40),  # SSLv2's format
         b"\x16\xfe\xff\0\0\0\0\0\0\0\1\1",  # a datagram's TLS
@@ -184,22 +197,20 @@ def test_other_protocols(stream: bytes) -> None:
     """What does not begin as TLS does is something else, and seen to be as early as its first bytes tell."""
     assert server_name(stream) is Hello.OTHER
     assert server_name(stream[:6]) is Hello.OTHER
+    assert server_name(stream[:2]) is (Hello.OTHER if stream[0] not in range(20, 25) or stream[1] >= 16 else Hello.MORE)
 
 
 def test_large_hello() -> None:
     """A hello of up to 64 KiB is read, from as many records as it takes."""
-    room = (1 << 16) - len(hello(sni(b"api.example.com"), b"\0\x15" + sized(b""))) + 4
-    whole = hello(sni(b"api.example.com"), b"\0\x15" + sized(bytes(room)))
-    assert len(whole) == 4 + (1 << 16)
+    whole = filled(4 + (1 << 16))
     records = [record(whole[start : start + (1 << 14)]) for start in range(0, len(whole), 1 << 14)]
     assert server_name(b"".join(records)) == NAME
-    longer = hello(sni(b"api.example.com"), b"\0\x15" + sized(bytes(room)), tail=b"\0")
-    assert server_name(record(longer[: 1 << 14])) is Hello.MALFORMED
+    assert server_name(record(filled(5 + (1 << 16))[: 1 << 14])) is Hello.MALFORMED
 
 
 def test_byte_by_byte() -> None:
     """Bytes, and records, that come one at a time cost no more than their number."""
-    whole = hello(sni(b"api.example.com"), b"\0\x15" + sized(bytes(65000)))
+    whole = filled(65000)
     reader = HelloReader()
     stream = b"".join(record(bytes([byte])) for byte in whole)
     found = {reader.feed(bytes([byte])) for byte in stream[:-1]}
