@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import socket
+import struct
 import threading
 import time
 from typing import NamedTuple
@@ -76,6 +77,11 @@ def attempt(host: str, port: int, kind: int = STREAM, timeout: float = 5) -> Out
     return Outcome(None, time.monotonic() - begin)
 
 
+def refusals(host: str, kind: int = STREAM) -> set[str]:
+    """Return what a blocked client is told; a connected UDP socket is told the other code in IPv6."""
+    return {"EHOSTUNREACH"} if kind == STREAM or ":" not in host else {"EHOSTUNREACH", "EACCES"}
+
+
 def exchange(client: socket.socket, server: socket.socket) -> None:
     """Say something each way."""
     client.sendall(b"question")
@@ -96,6 +102,29 @@ def echo(listener: socket.socket) -> None:
     """Send back what comes, in a thread; each TCP connection until its other end has said its last."""
     listener.settimeout(None)
     start(_echo_stream if listener.type == STREAM else _echo_datagrams, listener)
+
+
+def served(host: str, port: int = 0, kind: int = STREAM) -> int:
+    """Serve an echo where we are, and return its port."""
+    echo(listener := listen(host, port, kind))
+    return port_of(listener)
+
+
+def reset(one: socket.socket) -> None:
+    """Close a connection so that its other end sees a reset."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.close()
+
+
+def was_reset(one: socket.socket) -> bool:
+    """Read on until the connection ends, and tell whether that was by a reset."""
+    one.settimeout(5)
+    try:
+        while one.recv(_CHUNK):
+            pass
+    except ConnectionResetError:
+        return True
+    return False
 
 
 def _echo_stream(listener: socket.socket) -> None:

@@ -11,14 +11,14 @@ from typing import Final
 
 from pytest_netns import addressing, policy
 from pytest_netns.gateway import listeners, packet, sni
+from pytest_netns.gateway.dials import CUT_SHORT, Target
 from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.pump import reset
-from pytest_netns.gateway.relay import Key, Passage, Relay, Target, key_of, mark_for
+from pytest_netns.gateway.relay import Key, Passage, Relay, goes_on, key_of, mark_for
 from pytest_netns.gateway.resolver import LookupFailedError, Resolver
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RESET, MARK_UNREACHABLE
+from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.worker import LiveLeaf
 from pytest_netns.kernel import nft
 from pytest_netns.kernel.queue import NF_DROP, NF_REPEAT, Queued
@@ -134,11 +134,7 @@ class EgressControl:
         inspect = None
         if name is not None and rule is not None and leaf.policy.sni and flow.protocol == packet.TCP:
             inspect = sni.inspector(rule, lambda why: self._refuse_tls(leaf, flow, name, why))
-        try:
-            return await self._relay_to(leaf, flow, targets, Passage(entry, rule, inspect))
-        except OSError as error:
-            self._log.end(entry, _named(error))
-            return mark_for(error)
+        return await self._told(leaf, flow, targets, Passage(entry, rule, inspect))
 
     async def _targets(self, leaf: LiveLeaf, flow: Endpoints, name: str) -> tuple[list[Target], str | None]:
         """Return where a name's connections go in the family that was dialled, or why they go nowhere."""
@@ -152,23 +148,30 @@ class EgressControl:
         reason = f"{name} is {family[0]} now, which no name may stand for" if family and not permitted else None
         return [Target(str(address), flow.destination_port) for address in permitted], reason
 
+    async def _told(self, leaf: LiveLeaf, flow: Endpoints, targets: list[Target], passage: Passage) -> int | None:
+        """Relay to one of the targets, or return the mark that tells the client why not."""
+        try:
+            return await self._relay_to(leaf, flow, targets, passage)
+        except OSError as error:
+            self._relay.end(passage, _named(error))
+            return mark_for(error)
+        except BaseException:
+            self._relay.end(passage, "the gateway has ended")
+            raise
+
     async def _relay_to(self, leaf: LiveLeaf, flow: Endpoints, targets: list[Target], passage: Passage) -> int:
         """Connect to the first target that can be, as a client with all these addresses would."""
         refusal = OSError(errno.EHOSTUNREACH, "the name has no address of the family that was dialled")
         for target in targets:
             if passage.entry is not None:
                 passage.entry.reached(target.host)
+            if not self._goes_on(leaf, passage.rule):  # it ended while the name was looked up
+                raise PermissionError(errno.EPERM, CUT_SHORT)
             try:
-                if flow.protocol != packet.TCP:
-                    return await self._relay.admit_udp(flow, target, passage)
-                upstream = await self._relay.dial(target)
+                admit = self._relay.admit_tcp if flow.protocol == packet.TCP else self._relay.admit_udp
+                return await admit(flow, target, passage)
             except OSError as error:
                 refusal = error
-                continue
-            if not _goes_on(leaf, passage.rule):  # the leaf serves another test by now
-                reset(upstream)
-                raise PermissionError(errno.EPERM, "the test that it was allowed to has ended")
-            return self._relay.admit(flow, upstream, passage)
         raise refusal
 
     async def _to_loopback(self, leaf: LiveLeaf, flow: Endpoints) -> int | None:
@@ -190,14 +193,14 @@ class EgressControl:
         host = Target("127.0.0.1" if version == 4 else "::1", port)
         record = _flow(leaf, flow, ALLOWED, address=host.host, rule=decision.rule)
         entry = self._log.add(record, leaf.owner.name, needed=False)
-        try:
-            mark = await self._relay_to(leaf, flow, [host], Passage(entry, decision.rule))
-        except OSError as error:
-            self._log.end(entry, _named(error))
-            return mark_for(error)
-        if leaf.owner.record and not owned:
+        mark = await self._told(leaf, flow, [host], Passage(entry, decision.rule))
+        if mark == MARK_RELAY and leaf.owner.record and not owned:
             self._log.need(record, leaf.owner.name)
         return mark
+
+    def _goes_on(self, leaf: LiveLeaf, rule: EgressRule | None) -> bool:
+        """Tell whether what was allowed when it was asked for still is."""
+        return self._leaf_of(leaf.address) is leaf and goes_on(leaf.policy, rule)
 
     def _record(
         self,
@@ -215,11 +218,6 @@ class EgressControl:
 
     def _refuse_tls(self, leaf: LiveLeaf, flow: Endpoints, name: str, why: str) -> None:
         self._record(leaf, flow, name, BLOCKED, reason=why)
-
-
-def _goes_on(leaf: LiveLeaf, rule: EgressRule | None) -> bool:
-    """Tell whether what was allowed when it was asked for still is."""
-    return rule is None or rule in leaf.policy.rules
 
 
 def _named(error: OSError) -> str:

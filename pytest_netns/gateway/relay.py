@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pytest_netns.gateway import datagrams, icmp
+from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Target, dial
 from pytest_netns.gateway.flows import Entry, FlowLog, Volume
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
@@ -26,20 +26,6 @@ from pytest_netns.policy import Policy
 from pytest_netns.rules import EgressRule
 
 Key: TypeAlias = tuple[str, int, str, int]
-InHub: TypeAlias = Callable[..., Awaitable[socket.socket]]
-
-
-class Target(NamedTuple):
-    """Where a flow is to be carried: an endpoint as the host sees it, or as the hub does."""
-
-    host: str
-    port: int
-    in_hub: bool = False
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        """AF_INET6 for an IPv6 address, else AF_INET."""
-        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
 
 @dataclass(frozen=True)
@@ -68,15 +54,18 @@ class _Waiting:
     passage: Passage
 
 
-_CONNECT_TIMEOUT: Final = 130.0  # seconds; the kernel's own gives up after some 127
 _CLAIM_TIMEOUT: Final = 10.0
 _BREATHER: Final = 0.1
-_CUT_SHORT: Final = "cut off: the test that it was allowed to has ended"
 
 
 def key_of(flow: Endpoints) -> Key:
     """Return what tells one flow from every other."""
     return (str(flow.source), flow.source_port, str(flow.destination), flow.destination_port)
+
+
+def goes_on(policy: Policy, rule: EgressRule | None) -> bool:
+    """Tell whether a policy still allows what an earlier one of its leaf did; without a rule, that was for good."""
+    return rule is None or policy.everything or rule in policy.rules
 
 
 class Relay:
@@ -88,15 +77,23 @@ class Relay:
         self._in_hub = in_hub
         self._log = log
         self._pipes = Pipes()
+        self._dials = Dials()
         self._waiting: dict[Key, _Waiting] = {}
         self._flows: dict[str, dict[asyncio.Task[None], EgressRule | None]] = {}
         loop = asyncio.get_running_loop()
         for listener in hub.relay_listeners:
             loop.add_reader(listener, self._accept, listener)
 
-    def admit(self, flow: Endpoints, upstream: socket.socket, passage: Passage) -> int:
-        """Wait for the client of a connection that has been made upstream; return the mark for its first packet."""
+    async def admit_tcp(self, flow: Endpoints, target: Target, passage: Passage) -> int:
+        """Connect to a target, and wait for the client after that; return the mark for its first packet.
+
+        Raises:
+            OSError: as the client's own call would.
+        """
         key = key_of(flow)
+        upstream = await self._dials.wait(dial(target, self._in_hub), key[0], passage.rule)
+        if key in self._waiting:  # of a client that went away, and left its port to this one
+            self._give_up(key)
         self._waiting[key] = _Waiting(upstream, passage)
         asyncio.get_running_loop().call_later(_CLAIM_TIMEOUT, self._expire, key, upstream)
         return MARK_RELAY
@@ -112,7 +109,7 @@ class Relay:
         try:
             upstream.setblocking(False)
             upstream.connect(target[:2])
-            inner = await self._in_hub(datagrams.socket_for, key)
+            inner = await self._dials.wait(self._in_hub(datagrams.socket_for, key), key[0], passage.rule)
         except BaseException:
             upstream.close()
             raise
@@ -122,7 +119,7 @@ class Relay:
     async def forward(self, client: socket.socket, leaf_address: str, port: int) -> None:
         """Carry a connection from the host into a leaf."""
         try:
-            inner = await self.dial(Target(leaf_address, port, in_hub=True))
+            inner = await dial(Target(leaf_address, port, in_hub=True), self._in_hub)
         except OSError:
             reset(client)
             return
@@ -135,14 +132,15 @@ class Relay:
         With ``policy``, those that it allows go on.
         """
 
-        def goes_on(rule: EgressRule | None) -> bool:
-            return policy is not None and (policy.everything if rule is None else rule in policy.rules)
+        def cuts(rule: EgressRule | None) -> bool:
+            return policy is None or not goes_on(policy, rule)
 
+        self._dials.cut(leaf_address, cuts)
         for key in [key for key in self._waiting if key[0] == leaf_address]:
-            if not goes_on(self._waiting[key].passage.rule):
-                self._give_up(key)
+            if cuts(self._waiting[key].passage.rule):
+                self._give_up(key, CUT_SHORT)
         for task, rule in list(self._flows.get(leaf_address, {}).items()):
-            if not goes_on(rule):
+            if cuts(rule):
                 task.cancel()
 
     def _start(
@@ -156,28 +154,11 @@ class Relay:
                 del self._flows[leaf_address]
             for opened in sockets:  # a task that is cancelled before it begins does not close them
                 reset(opened)
-            self._end(passage, _CUT_SHORT)
+            self.end(passage, CUT_SHORT)
 
         task = asyncio.create_task(work)
         tasks[task] = passage.rule
         task.add_done_callback(finish)
-
-    async def dial(self, target: Target) -> socket.socket:
-        """Connect to a TCP endpoint; OSError as connect(2) would give it."""
-        if target.in_hub:
-            upstream = await self._in_hub(socket.socket, target.family, socket.SOCK_STREAM)
-        else:
-            upstream = socket.socket(target.family, socket.SOCK_STREAM)
-        upstream.setblocking(False)
-        try:
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(upstream, target[:2]), _CONNECT_TIMEOUT)
-        except asyncio.TimeoutError as error:
-            upstream.close()
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from error
-        except BaseException:
-            upstream.close()
-            raise
-        return upstream
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -199,14 +180,15 @@ class Relay:
 
     async def _carry(self, client: socket.socket, waiting: _Waiting) -> None:
         passage = waiting.passage
-        reason: str | None = _CUT_SHORT
+        reason: str | None = CUT_SHORT
         try:
             await carry(client, waiting.upstream, passage.volume, passage.inspect, self._pipes)
             reason = None
         finally:
-            self._end(passage, reason)
+            self.end(passage, reason)
 
-    def _end(self, passage: Passage, reason: str | None = None) -> None:
+    def end(self, passage: Passage, reason: str | None = None) -> None:
+        """Note that a flow is over, where it is on record."""
         if passage.entry is not None:
             self._log.end(passage.entry, reason)
 
@@ -214,7 +196,7 @@ class Relay:
         try:
             await datagrams.exchange(inner, upstream, passage.volume, lambda error: self._tell(key, error))
         finally:
-            self._end(passage)
+            self.end(passage)
 
     def _tell(self, key: Key, error: int) -> None:
         """Tell a UDP client what its server's host said, or the way there."""
@@ -229,10 +211,10 @@ class Relay:
         if waiting is not None and waiting.upstream is upstream:
             self._give_up(key)
 
-    def _give_up(self, key: Key) -> None:
+    def _give_up(self, key: Key, reason: str = "the client went away before it was connected") -> None:
         waiting = self._waiting.pop(key)
         waiting.upstream.close()
-        self._end(waiting.passage, "the client went away before it was connected")
+        self.end(waiting.passage, reason)
 
 
 def mark_for(error: OSError) -> int | None:

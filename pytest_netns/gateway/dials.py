@@ -1,0 +1,95 @@
+"""Make the sockets by which a flow reaches its other end; a flow may be cut while it waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple, TypeAlias
+
+from pytest_netns.gateway.pump import reset
+from pytest_netns.rules import EgressRule
+
+InHub: TypeAlias = Callable[..., Awaitable[socket.socket]]
+
+CUT_SHORT: Final = "cut off: the test that it was allowed to has ended"
+
+_TIMEOUT: Final = 130.0  # seconds; the kernel's own gives up after some 127
+
+
+class Target(NamedTuple):
+    """Where a flow is to be carried: an endpoint as the host sees it, or as the hub does."""
+
+    host: str
+    port: int
+    in_hub: bool = False
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """AF_INET6 for an IPv6 address, else AF_INET."""
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+
+async def dial(target: Target, in_hub: InHub) -> socket.socket:
+    """Connect to a TCP endpoint; OSError as connect(2) would give it."""
+    if target.in_hub:
+        upstream = await in_hub(socket.socket, target.family, socket.SOCK_STREAM)
+    else:
+        upstream = socket.socket(target.family, socket.SOCK_STREAM)
+    upstream.setblocking(False)
+    try:
+        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(upstream, target[:2]), _TIMEOUT)
+    except BaseException as error:
+        upstream.close()
+        if isinstance(error, asyncio.TimeoutError):
+            raise _plain(errno.ETIMEDOUT) from error
+        if isinstance(error, OSError):
+            raise _plain(error.errno or errno.EIO) from error
+        raise
+    return upstream
+
+
+class Dials:
+    """The sockets that are being made, by the address of the leaf whose flow waits for them."""
+
+    def __init__(self) -> None:
+        self._by_leaf: dict[str, dict[asyncio.Future[socket.socket], EgressRule | None]] = {}
+
+    async def wait(self, work: Awaitable[socket.socket], leaf_address: str, rule: EgressRule | None) -> socket.socket:
+        """Return the socket once it is made; PermissionError where the flow, let through by ``rule``, is cut first."""
+        task = asyncio.ensure_future(work)
+        tasks = self._by_leaf.setdefault(leaf_address, {})
+        tasks[task] = rule
+        wanted = False
+        try:
+            await asyncio.wait([task])
+            wanted = task in tasks
+        finally:
+            tasks.pop(task, None)
+            if not tasks and self._by_leaf.get(leaf_address) is tasks:
+                del self._by_leaf[leaf_address]
+            if not wanted:
+                task.cancel()
+                task.add_done_callback(_discard)
+        if not wanted:
+            raise PermissionError(errno.EPERM, CUT_SHORT)
+        return task.result()
+
+    def cut(self, leaf_address: str, cuts: Callable[[EgressRule | None], bool]) -> None:
+        """Give up a leaf's sockets whose rule is one that ``cuts`` tells of."""
+        tasks = self._by_leaf.get(leaf_address, {})
+        for task in [task for task, rule in tasks.items() if cuts(rule)]:
+            del tasks[task]
+            task.cancel()
+
+
+def _plain(number: int) -> OSError:
+    """Return an error in the system's words; asyncio has its own."""
+    return OSError(number, os.strerror(number))
+
+
+def _discard(task: asyncio.Future[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        reset(task.result())
