@@ -79,19 +79,22 @@ def may_resolve(policy: Policy, name: str) -> bool:
     return policy.everything or any(rule.covers_name(name) for rule in policy.rules)
 
 
-def may_stand_for(policy: Policy, address: Address, protocol: str | None = None, port: int = 0) -> bool:
-    """Tell whether an allowed name may lead to this address.
+def rules_to_stand_for(
+    policy: Policy, address: Address, protocol: str | None = None, port: int = 0
+) -> tuple[EgressRule, ...] | None:
+    """Return the rules, besides the name's own, by which an allowed name leads to an address; None if it may not.
 
     A name's owner says what it resolves to, so what the host keeps to itself or to its link, cloud metadata
     services for one, needs a rule of its own: for this protocol and port, or for any where None is given.
     """
     inner = embedded_ipv4(address) if isinstance(address, ipaddress.IPv6Address) else None
     if not (_is_private_to_the_host(address) or (inner is not None and _is_private_to_the_host(inner))):
-        return _is_outside(address)
+        return () if _is_outside(address) else None
     if policy.everything:
-        return _is_outside(address) or address.is_loopback
-    rules = [rule for rule in policy.rules if protocol is None or rule.covers(protocol, port)]
-    return any(rule.covers_address(address) for rule in rules)
+        return () if _is_outside(address) or address.is_loopback else None
+    rules = (rule for rule in policy.rules if protocol is None or rule.covers(protocol, port))
+    rule = next((rule for rule in rules if rule.covers_address(address)), None)
+    return None if rule is None else (rule,)
 
 
 def _by_address(rules: Iterable[EgressRule], destination: Address) -> EgressRule | None:

@@ -76,7 +76,7 @@ class Record:
         leaves = [self.namespace.name]
         if self.namespace.worker is not None:
             leaves.append(self.namespace.worker.name)
-        flows = [flow for leaf in leaves for flow in client.flows(leaf)]
+        flows = [flow for leaf in leaves for flow in client.flows(leaf, after=self.started)]
         return [flow for flow in flows if flow.verdict == _BLOCKED and self._concerns(flow)]
 
     def fresh(self, client: GatewayClient) -> list[Flow]:
@@ -91,8 +91,8 @@ class Record:
         return shortened([f"blocked: {what}{_times(count)}{remedy}" for (what, remedy), count in counted.items()])
 
     def _concerns(self, flow: Flow) -> bool:
-        """Tell whether the attempt is the test's: by name in its own leaf, by time alone in the worker's."""
-        return flow.time >= self.started and (not self._is_own(flow) or flow.test == self.test)
+        """Tell whether an attempt since its start is the test's: by name in its own leaf, in the worker's any."""
+        return not self._is_own(flow) or flow.test == self.test
 
     def _is_own(self, flow: Flow) -> bool:
         return self.own and flow.leaf == self.namespace.name

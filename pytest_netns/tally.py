@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from pytest_netns.gateway.flows import BlockedSummary
+from pytest_netns.gateway.flows import OUTSIDE, BlockedSummary
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
 
 __all__ = ["OUTSIDE", "Tally"]
-
-OUTSIDE: Final = "(outside of any test)"  # what the gateway books on while a worker leaf serves no test
 
 
 @dataclass

@@ -121,8 +121,8 @@ class GatewayClient:
     def label(self, name: str, test: str, *, rules: Sequence[str] = (), sni: bool = True) -> None:
         """Let a leaf serve this test from now on: book on it what the leaf tries, and go by its rules.
 
-        Connections that these do not allow are cut. Does not wait where there are no rules; what comes from the leaf
-        later does.
+        Connections that these do not allow are cut. Does not wait where there are no rules, unless for what was
+        ordered; what comes from the leaf later does.
 
         Args:
             name: the leaf.
@@ -130,8 +130,10 @@ class GatewayClient:
             rules: what the test may reach, as ``EgressRule.parse`` takes it.
             sni: whether TLS clients have to name the server that they were let through to.
         """
-        number = self._send(op="label", leaf=name, test=test, rules=list(rules), sni=sni, wait=bool(rules))
-        if rules:  # the hub has to know of some before the first packet
+        # The hub has to know of some rules before the first packet, and behind an order it is told late.
+        wait = bool(rules) or self._ordered is not None
+        number = self._send(op="label", leaf=name, test=test, rules=list(rules), sni=sni, wait=wait)
+        if wait:
             self._answer("label", number)
 
     def allow(self, name: str, rules: Sequence[str]) -> None:
@@ -142,9 +144,9 @@ class GatewayClient:
         """Give a leaf up: its connections are cut, its published ports closed. Does not wait for that."""
         self._send(op="release", leaf=name)
 
-    def flows(self, name: str) -> list[Flow]:
-        """Return what was tried from a leaf that is alive, oldest first."""
-        return [Flow(**fields) for fields in self._rows(op="flows", leaf=name)]
+    def flows(self, name: str, *, after: float = 0.0) -> list[Flow]:
+        """Return what was tried from a leaf that is alive, oldest first, from a time on in seconds since the epoch."""
+        return [Flow(**fields) for fields in self._rows(op="flows", leaf=name, after=after)]
 
     def blocked(self, *, own: bool = False) -> list[BlockedSummary]:
         """Return the blocked endpoints of the whole run, over all workers, or only of this worker's leaves."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from pytest_netns.gateway import hub
+from pytest_netns.gateway.dials import Rules
 from pytest_netns.gateway.flows import Volume
 from pytest_netns.gateway.rulesets import MARK_CLAIMED
 
 IDLE: Final = 120.0  # seconds
+UNANSWERED: Final = 30.0  # seconds; both are what the kernel's connection tracking takes
 
 _DATAGRAM: Final = 65536
 _AT_ONCE: Final = 16
+_ROOM: Final = 4 << 20
+_QUIET: Final = 0.002  # seconds
+_PATIENCE: Final = 0.5  # seconds
 
 
 def socket_for(key: tuple[str, int, str, int]) -> socket.socket:
@@ -24,15 +30,54 @@ def socket_for(key: tuple[str, int, str, int]) -> socket.socket:
     opened = hub.transparent(family, socket.SOCK_DGRAM, (destination, destination_port))
     try:
         opened.connect((source, source_port))
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_CLAIMED)
     except BaseException:
         opened.close()
         raise
+    make_room(opened)
     return opened
 
 
+def make_room(opened: socket.socket) -> None:
+    """Let a socket hold as much as this machine lets one hold."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
+
+
+@dataclass(eq=False)
+class Claim:
+    """A client's socket in the hub, which its packets are to reach without passing through the packet queue.
+
+    They do so from a moment on at which none is in the queue: later ones would overtake it.
+
+    Attributes:
+        inner: the socket.
+        rules: what the exchange rests on.
+        busy: whether packets came through the queue lately.
+    """
+
+    inner: socket.socket
+    rules: Rules
+    busy: bool = True
+
+    def begin(self) -> None:
+        """Wait for that moment, but not for ever."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(_QUIET, self._look, loop.time() + _PATIENCE)
+
+    def _look(self, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self.inner.fileno() < 0:
+            return
+        if self.busy and loop.time() < until:
+            self.busy = False
+            loop.call_later(_QUIET, self._look, until)
+        else:
+            self.inner.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_CLAIMED)
+
+
 async def exchange(inner: socket.socket, upstream: socket.socket, volume: Volume, tell: Callable[[int], None]) -> None:
-    """Pass datagrams on both ways until none has come for IDLE seconds, or for good; closes both sockets.
+    """Pass datagrams on both ways until none has come for IDLE seconds, or UNANSWERED if the server never spoke.
+
+    Both sockets are closed at the end.
 
     Args:
         inner: connected to the client.
@@ -58,7 +103,7 @@ async def exchange(inner: socket.socket, upstream: socket.socket, volume: Volume
     loop.add_reader(inner, out)
     loop.add_reader(upstream, back)
     try:
-        while (left := last + IDLE - loop.time()) > 0:  # noqa: ASYNC110 - nothing but time ends it
+        while (left := last + (IDLE if volume.received else UNANSWERED) - loop.time()) > 0:  # noqa: ASYNC110 - nothing but time ends it
             await asyncio.sleep(left)
     finally:
         for opened in (inner, upstream):

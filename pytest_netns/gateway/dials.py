@@ -13,6 +13,8 @@ from pytest_netns.gateway.pump import reset
 from pytest_netns.rules import EgressRule
 
 InHub: TypeAlias = Callable[..., Awaitable[socket.socket]]
+Rules: TypeAlias = tuple[EgressRule, ...]
+"""The rules that a flow rests on: none where it was let through without."""
 
 CUT_SHORT: Final = "cut off: the test that it was allowed to has ended"
 
@@ -55,13 +57,13 @@ class Dials:
     """The sockets that are being made, by the address of the leaf whose flow waits for them."""
 
     def __init__(self) -> None:
-        self._by_leaf: dict[str, dict[asyncio.Future[socket.socket], EgressRule | None]] = {}
+        self._by_leaf: dict[str, dict[asyncio.Future[socket.socket], Rules]] = {}
 
-    async def wait(self, work: Awaitable[socket.socket], leaf_address: str, rule: EgressRule | None) -> socket.socket:
-        """Return the socket once it is made; PermissionError where the flow, let through by ``rule``, is cut first."""
+    async def wait(self, work: Awaitable[socket.socket], leaf_address: str, rules: Rules) -> socket.socket:
+        """Return the socket once it is made; PermissionError where the flow, let through by ``rules``, is cut first."""
         task = asyncio.ensure_future(work)
         tasks = self._by_leaf.setdefault(leaf_address, {})
-        tasks[task] = rule
+        tasks[task] = rules
         wanted = False
         try:
             await asyncio.wait([task])
@@ -77,10 +79,10 @@ class Dials:
             raise PermissionError(errno.EPERM, CUT_SHORT)
         return task.result()
 
-    def cut(self, leaf_address: str, cuts: Callable[[EgressRule | None], bool]) -> None:
-        """Give up a leaf's sockets whose rule is one that ``cuts`` tells of."""
+    def cut(self, leaf_address: str, cuts: Callable[[Rules], bool]) -> None:
+        """Give up a leaf's sockets whose rules are such that ``cuts`` tells of."""
         tasks = self._by_leaf.get(leaf_address, {})
-        for task in [task for task, rule in tasks.items() if cuts(rule)]:
+        for task in [task for task, rules in tasks.items() if cuts(rules)]:
             del tasks[task]
             task.cancel()
 

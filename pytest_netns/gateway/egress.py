@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import errno
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Final
 
 from pytest_netns import addressing, policy
 from pytest_netns.gateway import listeners, packet, sni
-from pytest_netns.gateway.dials import CUT_SHORT, Target
+from pytest_netns.gateway.dials import CUT_SHORT, Rules, Target
 from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
@@ -27,6 +29,7 @@ from pytest_netns.rules import EgressRule
 
 _HOST_LOOPBACK: Final = frozenset({addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6})
 _HELD: Final = 256  # packets of one flow that wait for its verdict
+_PENDING: Final = 1024  # flows of one leaf that wait for theirs; the kernel's queue is all leaves'
 
 
 class EgressControl:
@@ -50,8 +53,9 @@ class EgressControl:
         self._resolver = resolver
         self._leaf_of = leaf_of
         self._held: dict[tuple[int, Key], list[Queued]] = {}
+        self._pending: Counter[LiveLeaf] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        asyncio.get_running_loop().add_reader(hub.queue, self._read_queue)
+        asyncio.get_running_loop().add_reader(hub.queue, self.read)
 
     async def stop(self) -> None:
         """Stop reading; what is queued from now on is dropped by the kernel."""
@@ -60,9 +64,13 @@ class EgressControl:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _read_queue(self) -> None:
+    def read(self) -> bool:
+        """Judge what one read of the queue brings; return whether that was anything."""
+        found = False
         for queued in self._hub.queue.read():
+            found = True
             self._judge(queued)
+        return found
 
     def _judge(self, queued: Queued) -> None:
         leaf = self._leaf_of(queued.ifindex)
@@ -73,6 +81,12 @@ class EgressControl:
         if flow.protocol == packet.TCP and not flow.is_syn:
             self._hub.queue.judge(queued, NF_REPEAT, MARK_RESET)
             return
+        if str(flow.source) not in leaf.addresses:  # what it is known by, when it is cut off, is its own addresses
+            self._record(
+                leaf, flow, None, BLOCKED, reason=f"it came from {flow.source}, which is not the test's address"
+            )
+            self._hub.queue.judge(queued, NF_DROP)
+            return
         key = flow.protocol, key_of(flow)
         held = self._held.get(key)
         if held is not None:
@@ -81,21 +95,32 @@ class EgressControl:
             else:
                 self._hub.queue.judge(queued, NF_DROP)
             return
+        if self._relay.expects(flow):
+            self._hub.queue.judge(queued, NF_REPEAT, MARK_RELAY)
+            return
         mark = self._decide(leaf, flow, forwarded=queued.hook == nft.FORWARD)
         if isinstance(mark, int):
             self._hub.queue.judge(queued, NF_REPEAT, mark)
             return
+        if self._pending[leaf] >= _PENDING:
+            mark.close()
+            self._hub.queue.judge(queued, NF_DROP)
+            return
+        self._pending[leaf] += 1
         self._held[key] = [queued]
-        task = asyncio.create_task(self._settle(key, mark))
+        task = asyncio.create_task(self._settle(leaf, key, mark))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle(self, key: tuple[int, Key], work: Awaitable[int | None]) -> None:
+    async def _settle(self, leaf: LiveLeaf, key: tuple[int, Key], work: Awaitable[int | None]) -> None:
         """Let a flow's packets go on once it is known how."""
         mark: int | None = MARK_UNREACHABLE
         try:
             mark = await work
         finally:
+            self._pending[leaf] -= 1
+            if not self._pending[leaf]:
+                del self._pending[leaf]
             for queued in self._held.pop(key):
                 if mark is None:
                     self._hub.queue.judge(queued, NF_DROP)
@@ -120,13 +145,14 @@ class EgressControl:
         self, leaf: LiveLeaf, flow: Endpoints, name: str | None, rule: EgressRule | None
     ) -> int | None:
         """Make the connection that a rule allows, or that is recorded, and return the mark for its first packet."""
-        targets, reason = [Target(str(flow.destination), flow.destination_port)], None
+        targets: list[tuple[Target, Rules]] = [(Target(str(flow.destination), flow.destination_port), ())]
+        reason = None
         if name is not None:
             try:
                 targets, reason = await self._targets(leaf, flow, name)
             except LookupFailedError as error:
                 self._log.end(self._record(leaf, flow, name, ALLOWED, rule=rule), str(error))
-                return MARK_UNREACHABLE
+                return mark_for(error, flow)
         if reason is not None:
             self._record(leaf, flow, name, BLOCKED, reason=reason)
             return MARK_BLOCKED
@@ -134,42 +160,51 @@ class EgressControl:
         inspect = None
         if name is not None and rule is not None and leaf.policy.sni and flow.protocol == packet.TCP:
             inspect = sni.inspector(rule, lambda why: self._refuse_tls(leaf, flow, name, why))
-        return await self._told(leaf, flow, targets, Passage(entry, rule, inspect))
+        return await self._told(
+            leaf, flow, targets, Passage(entry, () if rule is None else (rule,), inspect, flow.protocol == packet.UDP)
+        )
 
-    async def _targets(self, leaf: LiveLeaf, flow: Endpoints, name: str) -> tuple[list[Target], str | None]:
+    async def _targets(
+        self, leaf: LiveLeaf, flow: Endpoints, name: str
+    ) -> tuple[list[tuple[Target, Rules]], str | None]:
         """Return where a name's connections go in the family that was dialled, or why they go nowhere."""
-        found = await self._resolver.look_up(name)
+        found = await self._resolver.look_up(name, leaf)
         family = [address for address in found if address.version == flow.destination.version]
-        permitted = [
-            address
-            for address in family
-            if policy.may_stand_for(leaf.policy, address, flow.protocol_name, flow.destination_port)
-        ]
-        reason = f"{name} is {family[0]} now, which no name may stand for" if family and not permitted else None
-        return [Target(str(address), flow.destination_port) for address in permitted], reason
+        permitted = []
+        for address in family:
+            rules = policy.rules_to_stand_for(leaf.policy, address, flow.protocol_name, flow.destination_port)
+            if rules is not None:
+                permitted.append((Target(str(address), flow.destination_port), rules))
+        reason = f"{name} is {family[0]} now, which takes a rule of its own" if family and not permitted else None
+        return permitted, reason
 
-    async def _told(self, leaf: LiveLeaf, flow: Endpoints, targets: list[Target], passage: Passage) -> int | None:
+    async def _told(
+        self, leaf: LiveLeaf, flow: Endpoints, targets: list[tuple[Target, Rules]], passage: Passage
+    ) -> int | None:
         """Relay to one of the targets, or return the mark that tells the client why not."""
         try:
             return await self._relay_to(leaf, flow, targets, passage)
         except OSError as error:
             self._relay.end(passage, _named(error))
-            return mark_for(error)
+            return mark_for(error, flow)
         except BaseException:
             self._relay.end(passage, "the gateway has ended")
             raise
 
-    async def _relay_to(self, leaf: LiveLeaf, flow: Endpoints, targets: list[Target], passage: Passage) -> int:
+    async def _relay_to(
+        self, leaf: LiveLeaf, flow: Endpoints, targets: list[tuple[Target, Rules]], passage: Passage
+    ) -> int:
         """Connect to the first target that can be, as a client with all these addresses would."""
         refusal = OSError(errno.EHOSTUNREACH, "the name has no address of the family that was dialled")
-        for target in targets:
+        for target, rules in targets:
             if passage.entry is not None:
                 passage.entry.reached(target.host)
-            if not self._goes_on(leaf, passage.rule):  # it ended while the name was looked up
+            resting = replace(passage, rules=passage.rules + rules)
+            if not self._goes_on(leaf, resting.rules):  # it ended while the name was looked up
                 raise PermissionError(errno.EPERM, CUT_SHORT)
             try:
                 admit = self._relay.admit_tcp if flow.protocol == packet.TCP else self._relay.admit_udp
-                return await admit(flow, target, passage)
+                return await admit(flow, target, resting)
             except OSError as error:
                 refusal = error
         raise refusal
@@ -184,23 +219,24 @@ class EgressControl:
             # Nobody listens there as far as this leaf can know: what loopback itself, or its peer, would say.
             return MARK_RESET if at_host else MARK_PASS
         udp = flow.protocol != packet.TCP
+        rules = () if decision.rule is None else (decision.rule,)
         if udp and decision.rule is None and not at_host:
             return MARK_PASS  # whether the peer takes it cannot be known beforehand
         if peer is not None and not udp:
             with contextlib.suppress(OSError):
                 near = Target(peer.addresses[version == 6], port, in_hub=True)
-                return await self._relay_to(leaf, flow, [near], Passage(None, decision.rule))
+                return await self._relay_to(leaf, flow, [(near, ())], Passage(rules=rules))
         host = Target("127.0.0.1" if version == 4 else "::1", port)
         record = _flow(leaf, flow, ALLOWED, address=host.host, rule=decision.rule)
         entry = self._log.add(record, leaf.owner.name, needed=False)
-        mark = await self._told(leaf, flow, [host], Passage(entry, decision.rule))
+        mark = await self._told(leaf, flow, [(host, ())], Passage(entry, rules, datagrams=udp))
         if mark == MARK_RELAY and leaf.owner.record and not owned:
             self._log.need(record, leaf.owner.name)
         return mark
 
-    def _goes_on(self, leaf: LiveLeaf, rule: EgressRule | None) -> bool:
+    def _goes_on(self, leaf: LiveLeaf, rules: Rules) -> bool:
         """Tell whether what was allowed when it was asked for still is."""
-        return self._leaf_of(leaf.address) is leaf and goes_on(leaf.policy, rule)
+        return self._leaf_of(leaf.address) is leaf and goes_on(leaf.policy, rules)
 
     def _record(
         self,

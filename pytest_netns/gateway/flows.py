@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TextIO
 
@@ -13,6 +13,8 @@ from pytest_netns.rules import RuleError
 
 BLOCKED = "blocked"
 ALLOWED = "allowed"
+OUTSIDE = "(outside of any test)"
+"""What is booked on instead of a test while a worker leaf serves none."""
 
 _KEPT_PER_LEAF: Final = 10_000
 _ENDPOINTS: Final = 10_000
@@ -20,7 +22,7 @@ _OTHERS: Final = "others"
 _DNS: Final = "dns"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Flow:
     """One attempt to reach something outside a leaf.
 
@@ -72,6 +74,10 @@ class Flow:
             return rules.text_for("tcp" if self.protocol == _DNS else self.protocol, host, self.port)
         except RuleError:
             return None
+
+    def __repr__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return f"<Flow {self.verdict} {self.endpoint}{why}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can carry them."""
@@ -136,7 +142,7 @@ class FlowLog:
 
     def __init__(self) -> None:
         """Start with nothing recorded."""
-        self._by_leaf: dict[str, list[Entry]] = {}
+        self._by_leaf: dict[str, deque[Entry]] = {}
         self._blocked: dict[tuple[str, str], BlockedSummary] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._needed: dict[tuple[str, str, str], None] = {}
@@ -149,7 +155,7 @@ class FlowLog:
             before.close()
 
     def add(self, flow: Flow, owner: str, *, needed: bool = True) -> Entry:
-        """Record one attempt; a leaf that tries without end has its later ones counted only.
+        """Record one attempt; of a leaf that tries without end the latest are kept, and all are counted.
 
         Args:
             flow: the attempt. One that is blocked has ended; one that is allowed goes on until ``end``.
@@ -157,9 +163,7 @@ class FlowLog:
             needed: whether the rule that it lacked, if so, was needed, as far as can be told by now.
         """
         entry = Entry(flow)
-        kept = self._by_leaf.setdefault(flow.leaf, [])
-        if len(kept) < _KEPT_PER_LEAF:
-            kept.append(entry)
+        self._by_leaf.setdefault(flow.leaf, deque(maxlen=_KEPT_PER_LEAF)).append(entry)
         if flow.verdict == BLOCKED:
             self._count(flow, owner)
             self.end(entry)
@@ -188,9 +192,10 @@ class FlowLog:
             self._file.write(json.dumps(flow.to_dict()) + "\n")
             self._file.flush()
 
-    def of(self, leaf: str) -> list[Flow]:
-        """Return what was tried from one leaf, oldest first."""
-        return [entry.flow() for entry in self._by_leaf.get(leaf, ())]
+    def of(self, leaf: str, after: float = 0.0) -> list[Flow]:
+        """Return what was tried from one leaf, oldest first, from a time on in seconds since the epoch."""
+        flows = (entry.flow() for entry in self._by_leaf.get(leaf, ()))
+        return [flow for flow in flows if flow.time >= after]
 
     def forget(self, leaf: str) -> None:
         """Drop the flows of a leaf that is gone; the run's counts stay."""

@@ -51,7 +51,7 @@ class NameServer:
         self._leaf_of = leaf_of
         self._last_refused: tuple[str, str, int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        asyncio.get_running_loop().add_reader(hub.dns_udp, self._read)
+        asyncio.get_running_loop().add_reader(hub.dns_udp, self.read)
         self._spawn(self._serve_tcp())
 
     async def stop(self) -> None:
@@ -66,7 +66,8 @@ class NameServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Answer the datagrams that wait, as many as one turn may take."""
         for _ in range(_AT_ONCE):
             try:
                 query, client = self._hub.dns_udp.recvfrom(_DATAGRAM)
@@ -110,12 +111,12 @@ class NameServer:
 
     async def _look_up(self, leaf: LiveLeaf, question: Question, name: str, port: int) -> bytes:
         try:
-            found = await self._resolver.look_up(name)
+            found = await self._resolver.look_up(name, leaf)
         except LookupFailedError as error:
             return dns.fail(question, str(error))
         if not found:
             return dns.missing(question)
-        permitted = [address for address in found if policy.may_stand_for(leaf.policy, address)]
+        permitted = [address for address in found if policy.rules_to_stand_for(leaf.policy, address) is not None]
         if not permitted:
             reason = f"an allowed name, but it is {found[0]}, which takes a rule of its own"
             self._record(leaf, name, port, reason)

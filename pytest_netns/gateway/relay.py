@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import resource
 import socket
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from pytest_netns.gateway import datagrams, icmp
-from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Target, dial
+from pytest_netns.gateway import datagrams, icmp, packet
+from pytest_netns.gateway.datagrams import Claim
+from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, dial
 from pytest_netns.gateway.flows import Entry, FlowLog, Volume
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
@@ -23,7 +25,6 @@ from pytest_netns.gateway.pipes import Pipes
 from pytest_netns.gateway.pump import Inspect, carry, reset
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.policy import Policy
-from pytest_netns.rules import EgressRule
 
 Key: TypeAlias = tuple[str, int, str, int]
 
@@ -34,13 +35,16 @@ class Passage:
 
     Attributes:
         entry: its record; None for one that does not leave the leaves.
-        rule: the rule that it rests on, if any.
+        rules: what it rests on.
         inspect: the judge of what the client says.
+        datagrams: whether it is an exchange by UDP, which may be given up when nothing has come for long.
     """
 
     entry: Entry | None = None
-    rule: EgressRule | None = None
+    rules: Rules = ()
     inspect: Inspect | None = None
+
+    datagrams: bool = False
 
     @property
     def volume(self) -> Volume:
@@ -56,6 +60,7 @@ class _Waiting:
 
 _CLAIM_TIMEOUT: Final = 10.0
 _BREATHER: Final = 0.1
+_SHARE: Final = 8  # of the gateway's descriptors, two for each flow, a leaf may have a quarter
 
 
 def key_of(flow: Endpoints) -> Key:
@@ -63,9 +68,9 @@ def key_of(flow: Endpoints) -> Key:
     return (str(flow.source), flow.source_port, str(flow.destination), flow.destination_port)
 
 
-def goes_on(policy: Policy, rule: EgressRule | None) -> bool:
+def goes_on(policy: Policy, rules: Rules) -> bool:
     """Tell whether a policy still allows what an earlier one of its leaf did; without a rule, that was for good."""
-    return rule is None or policy.everything or rule in policy.rules
+    return policy.everything or all(rule in policy.rules for rule in rules)
 
 
 class Relay:
@@ -77,9 +82,11 @@ class Relay:
         self._in_hub = in_hub
         self._log = log
         self._pipes = Pipes()
+        self._at_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
         self._dials = Dials()
         self._waiting: dict[Key, _Waiting] = {}
-        self._flows: dict[str, dict[asyncio.Task[None], EgressRule | None]] = {}
+        self._claims: dict[Key, Claim] = {}
+        self._flows: dict[str, dict[asyncio.Task[None], Passage]] = {}
         loop = asyncio.get_running_loop()
         for listener in hub.relay_listeners:
             loop.add_reader(listener, self._accept, listener)
@@ -91,7 +98,7 @@ class Relay:
             OSError: as the client's own call would.
         """
         key = key_of(flow)
-        upstream = await self._dials.wait(dial(target, self._in_hub), key[0], passage.rule)
+        upstream = await self._dials.wait(dial(target, self._in_hub), key[0], passage.rules)
         if key in self._waiting:  # of a client that went away, and left its port to this one
             self._give_up(key)
         self._waiting[key] = _Waiting(upstream, passage)
@@ -109,12 +116,22 @@ class Relay:
         try:
             upstream.setblocking(False)
             upstream.connect(target[:2])
-            inner = await self._dials.wait(self._in_hub(datagrams.socket_for, key), key[0], passage.rule)
+            datagrams.make_room(upstream)
+            inner = await self._dials.wait(self._in_hub(datagrams.socket_for, key), key[0], passage.rules)
         except BaseException:
             upstream.close()
             raise
-        self._start(key[0], self._exchange(key, inner, upstream, passage), passage, (inner, upstream))
+        self._claims[key] = claim = Claim(inner, passage.rules)
+        claim.begin()
+        self._start(key[0], self._exchange(key, claim, upstream, passage), passage, (inner, upstream))
         return MARK_RELAY
+
+    def expects(self, flow: Endpoints) -> bool:
+        """Tell whether a packet that came through the queue belongs to a flow that has been admitted by now."""
+        claim = self._claims.get(key_of(flow)) if flow.protocol != packet.TCP else None
+        if claim is not None:
+            claim.busy = True
+        return claim is not None
 
     async def forward(self, client: socket.socket, leaf_address: str, port: int) -> None:
         """Carry a connection from the host into a leaf."""
@@ -132,21 +149,25 @@ class Relay:
         With ``policy``, those that it allows go on.
         """
 
-        def cuts(rule: EgressRule | None) -> bool:
-            return policy is None or not goes_on(policy, rule)
+        def cuts(rules: Rules) -> bool:
+            return policy is None or not goes_on(policy, rules)
 
         self._dials.cut(leaf_address, cuts)
         for key in [key for key in self._waiting if key[0] == leaf_address]:
-            if cuts(self._waiting[key].passage.rule):
+            if cuts(self._waiting[key].passage.rules):
                 self._give_up(key, CUT_SHORT)
-        for task, rule in list(self._flows.get(leaf_address, {}).items()):
-            if cuts(rule):
+        for key in [key for key, claim in self._claims.items() if key[0] == leaf_address and cuts(claim.rules)]:
+            del self._claims[key]
+        for task, passage in list(self._flows.get(leaf_address, {}).items()):
+            if cuts(passage.rules):
                 task.cancel()
 
     def _start(
         self, leaf_address: str, work: Coroutine[Any, Any, None], passage: Passage, sockets: Iterable[socket.socket]
     ) -> None:
         tasks = self._flows.setdefault(leaf_address, {})
+        if len(tasks) >= self._at_most:
+            self._make_room(tasks)
 
         def finish(task: asyncio.Task[None]) -> None:
             tasks.pop(task, None)
@@ -157,8 +178,15 @@ class Relay:
             self.end(passage, CUT_SHORT)
 
         task = asyncio.create_task(work)
-        tasks[task] = passage.rule
+        tasks[task] = passage
         task.add_done_callback(finish)
+
+    @staticmethod
+    def _make_room(tasks: dict[asyncio.Task[None], Passage]) -> None:
+        """End a leaf's oldest exchange of datagrams, or else its oldest connection: others need descriptors, too."""
+        oldest = next((task for task, passage in tasks.items() if passage.datagrams), next(iter(tasks)))
+        del tasks[oldest]
+        oldest.cancel()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -192,19 +220,21 @@ class Relay:
         if passage.entry is not None:
             self._log.end(passage.entry, reason)
 
-    async def _exchange(self, key: Key, inner: socket.socket, upstream: socket.socket, passage: Passage) -> None:
+    async def _exchange(self, key: Key, claim: Claim, upstream: socket.socket, passage: Passage) -> None:
         try:
-            await datagrams.exchange(inner, upstream, passage.volume, lambda error: self._tell(key, error))
+            await datagrams.exchange(claim.inner, upstream, passage.volume, lambda error: self._tell(key, error))
         finally:
+            if self._claims.get(key) is claim:
+                del self._claims[key]
             self.end(passage)
 
     def _tell(self, key: Key, error: int) -> None:
         """Tell a UDP client what its server's host said, or the way there."""
-        packet = icmp.unreachable(*key, error)
+        message = icmp.unreachable(*key, error)
         sender = self._hub.icmp6 if ":" in key[0] else self._hub.icmp
-        if packet is not None and sender is not None:
+        if message is not None and sender is not None:
             with contextlib.suppress(OSError):
-                sender.sendto(packet, (key[0], 0))
+                sender.sendto(message, (key[0], 0))
 
     def _expire(self, key: Key, upstream: socket.socket) -> None:
         waiting = self._waiting.get(key)
@@ -217,7 +247,7 @@ class Relay:
         self.end(waiting.passage, reason)
 
 
-def mark_for(error: OSError) -> int | None:
+def mark_for(error: OSError, flow: Endpoints) -> int | None:
     """Return the mark that makes a client see the error that the upstream gave; None where it would see none."""
     if error.errno == errno.ETIMEDOUT:
         return None
@@ -225,4 +255,5 @@ def mark_for(error: OSError) -> int | None:
         return MARK_RESET
     if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL):
         return MARK_BLOCKED
-    return MARK_UNREACHABLE
+    # "Host unreachable" is a passing fault to a UDP socket, which would not be told of it.
+    return MARK_UNREACHABLE if flow.protocol == packet.TCP else MARK_BLOCKED

@@ -8,13 +8,15 @@ import ipaddress
 import socket
 import threading
 import time
+import weakref
 from typing import Final
 
 from pytest_netns.policy import Address
 
 _FRESH: Final = 2.0  # seconds; so the question for a name and the connection to it are one look-up
 _TIMEOUT: Final = 20.0  # seconds
-_AT_ONCE: Final = 64
+_AT_ONCE: Final = 256  # threads
+_AT_ONCE_EACH: Final = 16
 _MISSING: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 
@@ -26,21 +28,37 @@ class Resolver:
     """The host's resolver, asked through getaddrinfo(3): its files, caches and search order apply."""
 
     def __init__(self) -> None:
-        self._fresh: dict[str, tuple[float, asyncio.Future[list[Address]]]] = {}
+        self._known: dict[str, tuple[float, asyncio.Future[list[Address]]]] = {}
         self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._turns: weakref.WeakKeyDictionary[object, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
-    async def look_up(self, name: str) -> list[Address]:
+    async def look_up(self, name: str, asker: object) -> list[Address]:
         """Return a name's addresses in the host's order of preference; none where it does not exist.
+
+        Whoever asks for many names at once waits, and keeps others from theirs as little as can be.
 
         Raises:
             LookupFailedError: nobody who could tell has answered in time.
         """
-        now = time.monotonic()
-        known = self._fresh.get(name)
-        if known is None or known[0] < now or (known[1].done() and known[1].exception()):
-            self._fresh = {other: entry for other, entry in self._fresh.items() if entry[0] >= now}
-            known = self._fresh[name] = now + _FRESH, asyncio.ensure_future(self._ask(name))
-        return await asyncio.shield(known[1])
+        known = self._fresh(name)
+        if known is None:
+            async with self._turns.setdefault(asker, asyncio.Semaphore(_AT_ONCE_EACH)):
+                known = self._fresh(name)
+                if known is None:
+                    known = asyncio.ensure_future(self._ask(name))
+                    self._known[name] = time.monotonic(), known
+                return await asyncio.shield(known)
+        return await asyncio.shield(known)
+
+    def _fresh(self, name: str) -> asyncio.Future[list[Address]] | None:
+        """Return the look-up of a name that is going on, or has just succeeded."""
+        oldest = time.monotonic() - _FRESH
+        self._known = {
+            other: (began, answer)
+            for other, (began, answer) in self._known.items()
+            if not answer.done() or (began > oldest and not answer.exception())
+        }
+        return self._known.get(name, (0.0, None))[1]
 
     async def _ask(self, name: str) -> list[Address]:
         async with self._turn:

@@ -60,13 +60,14 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
         *[[*nft.fib_local(kind), *nft.l4proto(_UDP), *queue] for kind in ("broadcast", "multicast")],
         *[[*nft.fib_local(kind), DROP] for kind in ("broadcast", "multicast", "anycast")],
         *_passed(),
+        *_never_again(),
         [*nft.l4proto(_TCP), *nft.transport_bytes(13, _SYN_ACK, _SYN, equal=False), *nft.reject_tcp_reset()],
         queue,
     ]
     forward = [
-        [*nft.ct_state(_ESTABLISHED_OR_RELATED), ACCEPT],
         [*nft.groups_in_set(PEERS), ACCEPT],
-        *_blocked(),
+        *_verdicts(),
+        *_never_again(),
         queue,
     ]
     chains = [
@@ -128,6 +129,11 @@ def _verdicts() -> list[Rule]:
         [*nft.mark(MARK_RESET), *nft.reject_port_unreachable()],
         [*nft.mark(MARK_UNREACHABLE), *nft.reject_host_unreachable()],
     ]
+
+
+def _never_again() -> list[Rule]:
+    """Drop what has its verdict and none of the rules for it: asked again, the gateway would say the same for ever."""
+    return [[*nft.mark(0, equal=False), DROP]]
 
 
 def _blocked() -> list[Rule]:

@@ -19,7 +19,7 @@ from pytest_netns.gateway import rulesets
 from pytest_netns.gateway.conversation import Clients, Reply
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
-from pytest_netns.gateway.flows import FlowLog
+from pytest_netns.gateway.flows import OUTSIDE, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
@@ -124,7 +124,7 @@ class Gateway:
             return {}, ()
         wiring = worker.own_wiring()
         leaf = await self._in_hub(self._factory.make, next(self._numbers), wiring)
-        worker.own = self._register(worker, worker_name, leaf, "(outside of any test)")
+        worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
         self._route_loopback(worker.own, worker.worker_alias)
         self._apply(worker.own, worker.policy)
         self._spares[worker] = self._prepare(worker)
@@ -201,7 +201,23 @@ class Gateway:
     def _release(self, worker: Worker, leaf: str) -> None:
         live = next((live for live in worker.leaves if live.name == leaf), None)
         if live is not None:
+            asyncio.get_running_loop().call_soon(self._release_now, worker, live)
+
+    def _release_now(self, worker: Worker, live: LiveLeaf) -> None:
+        self._catch_up()
+        if live in worker.leaves:
             self._drop(worker, live)
+
+    async def _caught_up(self) -> None:
+        await asyncio.sleep(0)  # a packet that is just being judged had the request read first
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Judge what leaves have sent by now, so that nothing of it is missing from what is told or let go."""
+        self._name_server.read()
+        for _ in range(_READS):
+            if not self._control.read():
+                break
 
     def _drop(self, worker: Worker, live: LiveLeaf) -> None:
         worker.tests.pop(live.name, None)
@@ -225,14 +241,17 @@ class Gateway:
         self._burial = None
         self._factory.bury()
 
-    def _flows(self, worker: Worker, leaf: str, since: int) -> Reply:
+    async def _flows(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
+        await self._caught_up()
         self._named(worker, leaf)
-        return _page([flow.to_dict() for flow in self._log.of(leaf)[since:]])
+        return _page([flow.to_dict() for flow in self._log.of(leaf, after)[since:]])
 
-    def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
+    async def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
+        await self._caught_up()
         return _page([astuple(row) for row in self._log.blocked(worker.name if own else None)[since:]])
 
-    def _needed(self, worker: Worker, since: int, *, own: bool) -> Reply:
+    async def _needed(self, worker: Worker, since: int, *, own: bool) -> Reply:
+        await self._caught_up()
         return _page(self._log.needed(worker.name if own else None)[since:])
 
     def _log_to(self, worker: Worker, path: str) -> Reply:
@@ -258,6 +277,7 @@ class Gateway:
         return live
 
 
+_READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
 _PAGE_BYTES: Final = 64 * 1024
 _OPERATIONS: Final = (

@@ -61,9 +61,9 @@ def meta(key: str, value: bytes, *, equal: bool = True) -> Rule:
     return [nft_wire.expression("meta", dreg=_REGISTER, key=_META[key]), _compare(value, equal=equal)]
 
 
-def mark(value: int) -> Rule:
+def mark(value: int, *, equal: bool = True) -> Rule:
     """Match the packet's mark."""
-    return meta("mark", struct.pack("=I", value))
+    return meta("mark", struct.pack("=I", value), equal=equal)
 
 
 def set_mark(value: int) -> Rule:
