@@ -75,42 +75,47 @@ class EgressControl:
     def _judge(self, queued: Queued) -> None:
         leaf = self._leaf_of(queued.ifindex)
         flow = packet.parse(queued.payload)
-        if leaf is None or flow is None:
-            self._hub.queue.judge(queued, NF_DROP)
-            return
-        if flow.protocol == packet.TCP and not flow.is_syn:
-            self._hub.queue.judge(queued, NF_REPEAT, MARK_RESET)
-            return
-        if str(flow.source) not in leaf.addresses:  # what it is known by, when it is cut off, is its own addresses
-            self._record(
-                leaf, flow, None, BLOCKED, reason=f"it came from {flow.source}, which is not the test's address"
-            )
-            self._hub.queue.judge(queued, NF_DROP)
-            return
-        key = flow.protocol, key_of(flow)
-        held = self._held.get(key)
-        if held is not None:
-            if len(held) < _HELD:
-                held.append(queued)
-            else:
-                self._hub.queue.judge(queued, NF_DROP)
-            return
-        if self._relay.expects(flow):
-            self._hub.queue.judge(queued, NF_REPEAT, MARK_RELAY)
-            return
-        mark = self._decide(leaf, flow, forwarded=queued.hook == nft.FORWARD)
+        if leaf is None or flow is None or self._is_foreign(leaf, flow):
+            self._send(queued, None)
+        elif flow.protocol == packet.TCP and not flow.is_syn:
+            self._send(queued, MARK_RESET)
+        elif (held := self._held.get((flow.protocol, key_of(flow)))) is None:
+            self._judge_first(queued, leaf, flow)
+        elif len(held) < _HELD:
+            held.append(queued)
+        else:
+            self._send(queued, None)
+
+    def _is_foreign(self, leaf: LiveLeaf, flow: Endpoints) -> bool:
+        """Tell whether a flow is from another address than the leaf's own, by which it is found when it is cut off."""
+        if str(flow.source) in leaf.addresses:
+            return False
+        self._record(leaf, flow, None, BLOCKED, reason=f"it came from {flow.source}, which is not the test's address")
+        return True
+
+    def _judge_first(self, queued: Queued, leaf: LiveLeaf, flow: Endpoints) -> None:
+        """Judge the packet of a flow of which none is held."""
+        forwarded = queued.hook == nft.FORWARD
+        mark = MARK_RELAY if self._relay.expects(flow) else self._decide(leaf, flow, forwarded=forwarded)
         if isinstance(mark, int):
-            self._hub.queue.judge(queued, NF_REPEAT, mark)
-            return
-        if self._pending[leaf] >= _PENDING:
+            self._send(queued, mark)
+        elif self._pending[leaf] >= _PENDING:
             mark.close()
+            self._send(queued, None)
+        else:
+            key = flow.protocol, key_of(flow)
+            self._pending[leaf] += 1
+            self._held[key] = [queued]
+            task = asyncio.create_task(self._settle(leaf, key, mark))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _send(self, queued: Queued, mark: int | None) -> None:
+        """Send a packet round again with a mark, or drop it where there is none."""
+        if mark is None:
             self._hub.queue.judge(queued, NF_DROP)
-            return
-        self._pending[leaf] += 1
-        self._held[key] = [queued]
-        task = asyncio.create_task(self._settle(leaf, key, mark))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        else:
+            self._hub.queue.judge(queued, NF_REPEAT, mark)
 
     async def _settle(self, leaf: LiveLeaf, key: tuple[int, Key], work: Awaitable[int | None]) -> None:
         """Let a flow's packets go on once it is known how."""
@@ -122,10 +127,7 @@ class EgressControl:
             if not self._pending[leaf]:
                 del self._pending[leaf]
             for queued in self._held.pop(key):
-                if mark is None:
-                    self._hub.queue.judge(queued, NF_DROP)
-                else:
-                    self._hub.queue.judge(queued, NF_REPEAT, mark)
+                self._send(queued, mark)
 
     def _decide(self, leaf: LiveLeaf, flow: Endpoints, *, forwarded: bool) -> int | Coroutine[None, None, int | None]:
         """Return the mark for a flow's first packet, or what finds it out."""
