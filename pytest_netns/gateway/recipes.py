@@ -183,6 +183,8 @@ def _leaf_side(addresses: Addresses) -> bytes:
             links.add_neighbour(ETH0_INDEX, addressing.GATEWAY6, hub_mac),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),
+            # The kernel takes in what is sent to a new IPv6 address some time later; a route has it do so now.
+            links.add_local_route(ETH0_INDEX, ipaddress.ip_network(addresses.ipv6)),
             # IPv6 takes ::1 from a link only where a route names that link; see the ruleset.
             links.add_local_route(ETH0_INDEX, ipaddress.ip_network("::1/128")),
         )

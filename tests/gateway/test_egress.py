@@ -49,6 +49,23 @@ def test_listed_endpoint(world: World, host: str, kind: int) -> None:
 
 @inside
 @TO_HOSTS
+def test_fresh_leaves_hear_at_once(world: World, host: str) -> None:
+    """The very first connection of a leaf is answered at once, forty leaves over."""
+    with at(world.internet):
+        port = served(host)
+    visit, slow = Visit(world), []
+    for _ in range(40):
+        leaf = lease(visit, [rule_for(host, port)])
+        with at(leaf):
+            told = attempt(host, port)
+        if told.error is not None or told.seconds > AT_ONCE:
+            slow.append(told)
+        visit.client.release(leaf.name)
+    assert slow == []
+
+
+@inside
+@TO_HOSTS
 @KINDS
 def test_ports(world: World, host: str, kind: int) -> None:
     """A range of ports ends with its last one on either side."""
