@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, TextIO
 
 from pytest_netns import rules
@@ -81,7 +83,10 @@ class Flow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can carry them."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _FIELDS}
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Flow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +148,9 @@ class FlowLog:
     def __init__(self) -> None:
         """Start with nothing recorded."""
         self._by_leaf: dict[str, deque[Entry]] = {}
-        self._blocked: dict[tuple[str, str], BlockedSummary] = {}
+        self._blocked: dict[tuple[str, str], Flow] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._needed: dict[tuple[str, str, str], None] = {}
+        self._needed: dict[tuple[str, str, str], Flow] = {}
         self._file: TextIO | None = None
 
     def write_to(self, file: TextIO) -> None:
@@ -172,17 +177,16 @@ class FlowLog:
         return entry
 
     def need(self, flow: Flow, owner: str) -> None:
-        """Note that a flow was let through for want of a rule, if so, and which would have done."""
-        if flow.rule is None and flow.allow is not None:
-            self._needed[owner, flow.test, flow.allow] = None
+        """Note that a flow was let through for want of a rule, if so."""
+        if flow.rule is None:
+            self._needed.setdefault((owner, flow.test, flow.endpoint), flow)
 
     def _count(self, flow: Flow, owner: str) -> None:
         key = owner, flow.endpoint
         if key not in self._blocked and len(self._blocked) >= _ENDPOINTS:
             flow = replace(flow, protocol="and", name=_OTHERS, port=None)
             key = owner, flow.endpoint
-        if key not in self._blocked:
-            self._blocked[key] = BlockedSummary(flow.endpoint, 0, flow.test, flow.allow)
+        self._blocked.setdefault(key, flow)
         self._counts[key] += 1
 
     def end(self, entry: Entry, reason: str | None = None) -> None:
@@ -192,10 +196,16 @@ class FlowLog:
             self._file.write(json.dumps(flow.to_dict()) + "\n")
             self._file.flush()
 
-    def of(self, leaf: str, after: float = 0.0) -> list[Flow]:
-        """Return what was tried from one leaf, oldest first, from a time on in seconds since the epoch."""
+    def of(self, leaf: str, after: float = 0.0, since: int = 0) -> Iterator[Flow]:
+        """Yield what was tried from one leaf, oldest first.
+
+        Args:
+            leaf: its name.
+            after: the time to begin at, in seconds since the epoch.
+            since: how many to pass over from there.
+        """
         flows = (entry.flow() for entry in self._by_leaf.get(leaf, ()))
-        return [flow for flow in flows if flow.time >= after]
+        return itertools.islice((flow for flow in flows if flow.time >= after), since, None)
 
     def forget(self, leaf: str) -> None:
         """Drop the flows of a leaf that is gone; the run's counts stay."""
@@ -203,13 +213,18 @@ class FlowLog:
 
     def blocked(self, owner: str | None = None) -> list[BlockedSummary]:
         """Return the endpoints that were blocked to one worker's leaves, or to all, most frequent first."""
-        merged: dict[str, BlockedSummary] = {}
-        for (whose, endpoint), one in self._blocked.items():
+        first: dict[str, Flow] = {}
+        counts: Counter[str] = Counter()
+        for (whose, endpoint), flow in self._blocked.items():
             if owner in (None, whose):
-                known = merged.get(endpoint, one)
-                merged[endpoint] = replace(known, count=known.count + self._counts[whose, endpoint])
-        return sorted(merged.values(), key=lambda one: -one.count)
+                first.setdefault(endpoint, flow)
+                counts[endpoint] += self._counts[whose, endpoint]
+        return [
+            BlockedSummary(name, count, first[name].test, first[name].allow) for name, count in counts.most_common()
+        ]
 
     def needed(self, owner: str | None = None) -> list[tuple[str, str]]:
         """Return which tests were let through without a rule, each with the rule that it would have needed."""
-        return list(dict.fromkeys((test, rule) for whose, test, rule in self._needed if owner in (None, whose)))
+        flows = [flow for (whose, _, _), flow in self._needed.items() if owner in (None, whose)]
+        pairs = ((flow.test, flow.allow) for flow in flows)
+        return list(dict.fromkeys((test, rule) for test, rule in pairs if rule is not None))

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import astuple, replace
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
@@ -19,7 +19,7 @@ from pytest_netns.gateway import rulesets
 from pytest_netns.gateway.conversation import Clients, Reply
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
-from pytest_netns.gateway.flows import OUTSIDE, FlowLog
+from pytest_netns.gateway.flows import OUTSIDE, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
@@ -244,15 +244,15 @@ class Gateway:
     async def _flows(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
         await self._caught_up()
         self._named(worker, leaf)
-        return _page([flow.to_dict() for flow in self._log.of(leaf, after)[since:]])
+        return _page(self._log.of(leaf, after, since), Flow.to_dict)
 
     async def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
         await self._caught_up()
-        return _page([astuple(row) for row in self._log.blocked(worker.name if own else None)[since:]])
+        return _page(self._log.blocked(worker.name if own else None)[since:], astuple)
 
     async def _needed(self, worker: Worker, since: int, *, own: bool) -> Reply:
         await self._caught_up()
-        return _page(self._log.needed(worker.name if own else None)[since:])
+        return _page(self._log.needed(worker.name if own else None)[since:], list)
 
     def _log_to(self, worker: Worker, path: str) -> Reply:
         del worker
@@ -291,15 +291,18 @@ def _parsed(rules: tuple[str, ...]) -> tuple[EgressRule, ...]:
     return tuple(EgressRule.parse(rule) for rule in rules)
 
 
-def _page(rows: Sequence[Any]) -> Reply:
-    """Return as many rows as fit a message well, and whether there are more."""
-    size = count = 0
-    for row in rows:
+def _page(records: Iterable[T], row_of: Callable[[T], Any]) -> Reply:
+    """Return as many records as fit a message well, each as JSON can carry it, and whether there are more."""
+    rows: list[Any] = []
+    size, more = 0, False
+    for record in records:
+        row = row_of(record)
         size += len(json.dumps(row))
-        if count and size > _PAGE_BYTES:
+        more = bool(rows) and size > _PAGE_BYTES
+        if more:
             break
-        count += 1
-    return {"rows": rows[:count], "more": count < len(rows)}, ()
+        rows.append(row)
+    return {"rows": rows, "more": more}, ()
 
 
 def _granted(live: LiveLeaf) -> Reply:
