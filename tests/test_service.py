@@ -67,7 +67,7 @@ def test_wait_takes_no_connection_away() -> None:
     with ended(leaf):
         start(leaf)
         ServicePort(leaf).wait()
-        with leaf, socket.create_connection(("127.0.0.1", 8080), timeout=5) as client:
+        with leaf, socket.create_connection(("127.0.0.1", 8080), timeout=20) as client:
             assert client.recv(5) == b"first"
 
 
