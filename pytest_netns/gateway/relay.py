@@ -85,6 +85,7 @@ class Relay:
         self._at_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
         self._dials = Dials()
         self._waiting: dict[Key, _Waiting] = {}
+        self._carried: set[Key] = set()
         self._claims: dict[Key, Claim] = {}
         self._flows: dict[str, dict[asyncio.Task[None], Passage]] = {}
         loop = asyncio.get_running_loop()
@@ -127,8 +128,14 @@ class Relay:
         return MARK_RELAY
 
     def expects(self, flow: Endpoints) -> bool:
-        """Tell whether a packet that came through the queue belongs to a flow that has been admitted by now."""
-        claim = self._claims.get(key_of(flow)) if flow.protocol != packet.TCP else None
+        """Tell whether a packet that came through the queue belongs to a flow that has been admitted by now.
+
+        A client on a busy machine says again that it wants to connect, which must not become a second connection.
+        """
+        key = key_of(flow)
+        if flow.protocol == packet.TCP:
+            return key in self._waiting or key in self._carried
+        claim = self._claims.get(key)
         if claim is not None:
             claim.busy = True
         return claim is not None
@@ -164,7 +171,7 @@ class Relay:
 
     def _start(
         self, leaf_address: str, work: Coroutine[Any, Any, None], passage: Passage, sockets: Iterable[socket.socket]
-    ) -> None:
+    ) -> asyncio.Task[None]:
         tasks = self._flows.setdefault(leaf_address, {})
         if len(tasks) >= self._at_most:
             self._make_room(tasks)
@@ -180,6 +187,7 @@ class Relay:
         task = asyncio.create_task(work)
         tasks[task] = passage
         task.add_done_callback(finish)
+        return task
 
     @staticmethod
     def _make_room(tasks: dict[asyncio.Task[None], Passage]) -> None:
@@ -199,12 +207,15 @@ class Relay:
             loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
             return
         destination = inner.getsockname()
-        waiting = self._waiting.pop((peer[0], peer[1], destination[0], destination[1]), None)
+        key = peer[0], peer[1], destination[0], destination[1]
+        waiting = self._waiting.pop(key, None)
         if waiting is None:  # nobody decided on it
             reset(inner)
             return
         inner.setblocking(False)
-        self._start(peer[0], self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
+        self._carried.add(key)
+        task = self._start(peer[0], self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
+        task.add_done_callback(lambda _: self._carried.discard(key))
 
     async def _carry(self, client: socket.socket, waiting: _Waiting) -> None:
         passage = waiting.passage
