@@ -37,7 +37,7 @@ def add_link_local(world: World) -> None:
     """Let a metadata service's address be the internet host's, as it would be in a cloud."""
     add_address(world.internet, METADATA)
     with at(world.outer), privilege.raised():
-        route = links.add_route(LINK_OUT, ipaddress.ip_address(METADATA), INTERNET)
+        route = links.add_route(LINK_OUT, ipaddress.ip_address(METADATA), INTERNET, replace=True)
         NetlinkSocket(NETLINK_ROUTE).request(route, "route to the metadata service")
 
 
@@ -47,9 +47,14 @@ def find_neighbours_fast(world: World) -> None:
         write_sysctls({f"net/ipv{version}/neigh/out0/retrans_time_ms": "100" for version in (4, 6)})
 
 
+def own(name: str) -> str:
+    """Turn a name below "example" into one of this test's own: the gateway remembers for two seconds what one is."""
+    return name.replace("example", f"example{os.getpid()}").replace("EXAMPLE", f"EXAMPLE{os.getpid()}")
+
+
 def new_name(number: int = 0) -> str:
-    """Return a name that no other test uses: the gateway remembers for two seconds what one stands for."""
-    return f"n{number}p{os.getpid()}.example.com"
+    """Return a name that no other test uses."""
+    return own(f"n{number}.example.com")
 
 
 def rule_for(host: str, ports: object, kind: int = STREAM) -> str:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -42,6 +43,7 @@ class Zone:
 
     def _answer(self, query: dns.message.Message, name: str, kind: str) -> dns.message.Message:
         answer = dns.message.make_response(query)
+        answer.flags |= dns.flags.AA  # without, an empty answer is taken for that of a server which knows nothing
         if name not in self.names:
             answer.set_rcode(dns.rcode.NXDOMAIN)
         elif found := [address for address in self.names[name] if _KINDS.get(kind, "no such kind") in address]:
