@@ -39,6 +39,8 @@ def parse(packet: bytes) -> Endpoints | None:
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         header = (packet[0] & 0xF) * 4
+        if header < 20:
+            return None
         later_fragment = struct.unpack_from("!H", packet, 6)[0] & 0x1FFF
         source, destination = ipaddress.IPv4Address(packet[12:16]), ipaddress.IPv4Address(packet[16:20])
         return _transport(packet[9], source, destination, b"" if later_fragment else packet[header:])

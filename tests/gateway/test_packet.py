@@ -57,7 +57,14 @@ def test_never_raises(data: bytes) -> None:
     assert packet.parse(data) is None or isinstance(packet.parse(data), Endpoints)
 
 
-@given(st.binary(max_size=80), st.sampled_from([0x40, 0x45, 0x4F, 0x60]), st.sampled_from([0, 6, 17, 43, 44, 60]))
+def test_header_that_is_too_short_by_its_own_word() -> None:
+    """An IPv4 header that says that it has fewer than five words is none."""
+    whole = bytearray(ipv4(17, bytes(8)))
+    whole[0] = 0x44
+    assert packet.parse(bytes(whole)) is None
+
+
+@given(st.binary(max_size=80), st.sampled_from([0x45, 0x4F, 0x60]), st.sampled_from([0, 6, 17, 43, 44, 60]))
 def test_never_raises_on_what_begins_well(data: bytes, first: int, protocol: int) -> None:
     """A header that makes sense may be followed by anything."""
     whole = bytearray(bytes([first]) + bytes(39) + data)
