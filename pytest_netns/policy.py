@@ -89,7 +89,7 @@ def rules_to_stand_for(
     """
     inner = embedded_ipv4(address) if isinstance(address, ipaddress.IPv6Address) else None
     if not (_is_private_to_the_host(address) or (inner is not None and _is_private_to_the_host(inner))):
-        return () if _is_outside(address) else None
+        return () if _is_outside(address) and (inner is None or _is_outside(inner)) else None
     if policy.everything:
         return () if _is_outside(address) or address.is_loopback else None
     rules = (rule for rule in policy.rules if protocol is None or rule.covers(protocol, port))

@@ -155,6 +155,8 @@ def test_hosts_loopback(rules: tuple[str, ...], allowed: bool) -> None:
         ("2002:a9fe:a9fe::1", (), False),
         ("224.0.0.1", (), False),
         (str(addressing.leaf(1).ipv4), (), False),
+        (f"::ffff:{addressing.HOST_LOOPBACK}", (), False),
+        ("64:ff9b::224.0.0.251", (), False),
         (str(addressing.HOST_LOOPBACK), (), False),
     ],
 )

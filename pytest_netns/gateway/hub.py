@@ -24,7 +24,7 @@ _LOOPBACK_MTU: Final = 65536
 _RELAY_TABLE: Final = 100
 _IP_TRANSPARENT: Final = 19
 _IPV6_TRANSPARENT: Final = 75
-_BACKLOG: Final = 4096
+_BACKLOG: Final = 65535
 
 # The hub's own namespace only; nothing here reaches the host.
 _SYSCTLS: Final = {
@@ -37,6 +37,12 @@ _SYSCTLS: Final = {
     # No type of message is limited in rate, not by the machine-wide limit either: a refusal comes at once.
     "net/ipv4/icmp_ratemask": "0",
     "net/ipv6/icmp/ratemask": "255",
+    # Connections that one leaf begins and does not finish keep none of another's out. A cookie would stand for the
+    # socket by which an answer is told from a stray packet.
+    "net/core/somaxconn": str(_BACKLOG),
+    "net/ipv4/tcp_max_syn_backlog": str(4 * _BACKLOG),
+    "net/ipv4/tcp_syncookies": "0",
+    "net/ipv4/tcp_synack_retries": "2",
     "net/ipv6/conf/all/forwarding": "1",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",

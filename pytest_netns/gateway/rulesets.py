@@ -98,7 +98,7 @@ def asking(ifindex: int, *, asks: bool) -> bytes:
 def _passed() -> list[Rule]:
     """Leave what the gateway was asked of, and the flows that began so, to the forward chain."""
     to_others = [_within(addressing.LEAVES), _within(addressing.LEAVES6)]
-    passed = (nft.mark(MARK_PASS), nft.ct_state(_ESTABLISHED_OR_RELATED))
+    passed = ([*nft.mark(MARK_PASS), *nft.set_mark(0)], nft.ct_state(_ESTABLISHED_OR_RELATED))
     return [
         [*nft.l4proto(_TCP), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT],
         # A UDP socket is bound before it is connected; until then it would take what other clients send there.
