@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -19,7 +19,7 @@ _FRAGMENT: Final = 44
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Source and destination of a packet; ports are 0 where the protocol has none."""
+    """Source and destination of a packet; ports are 0 where the protocol has none, and so is TCP's sequence number."""
 
     protocol: int
     source: Address
@@ -27,6 +27,7 @@ class Endpoints:
     destination: Address
     destination_port: int
     is_syn: bool = False
+    sequence: int = field(default=0, compare=False)
 
     @property
     def protocol_name(self) -> str:
@@ -65,4 +66,5 @@ def _transport(protocol: int, source: Address, destination: Address, segment: by
         return Endpoints(protocol, source, 0, destination, 0)
     source_port, destination_port = struct.unpack_from("!HH", segment)
     syn = protocol == TCP and len(segment) >= 14 and segment[13] & 0x12 == 0x02
-    return Endpoints(protocol, source, source_port, destination, destination_port, syn)
+    sequence = int.from_bytes(segment[4:8], "big") if protocol == TCP else 0
+    return Endpoints(protocol, source, source_port, destination, destination_port, syn, sequence)

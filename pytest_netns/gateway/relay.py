@@ -56,6 +56,7 @@ class Passage:
 class _Waiting:
     upstream: socket.socket
     passage: Passage
+    sequence: int = 0
 
 
 _CLAIM_TIMEOUT: Final = 10.0
@@ -85,7 +86,7 @@ class Relay:
         self._at_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
         self._dials = Dials()
         self._waiting: dict[Key, _Waiting] = {}
-        self._carried: set[Key] = set()
+        self._begun: dict[Key, int] = {}
         self._claims: dict[Key, Claim] = {}
         self._flows: dict[str, dict[asyncio.Task[None], Passage]] = {}
         loop = asyncio.get_running_loop()
@@ -102,7 +103,8 @@ class Relay:
         upstream = await self._dials.wait(dial(target, self._in_hub), key[0], passage.rules)
         if key in self._waiting:  # of a client that went away, and left its port to this one
             self._give_up(key)
-        self._waiting[key] = _Waiting(upstream, passage)
+        self._waiting[key] = _Waiting(upstream, passage, flow.sequence)
+        self._begun[key] = flow.sequence
         asyncio.get_running_loop().call_later(_CLAIM_TIMEOUT, self._expire, key, upstream)
         return MARK_RELAY
 
@@ -134,7 +136,7 @@ class Relay:
         """
         key = key_of(flow)
         if flow.protocol == packet.TCP:
-            return key in self._waiting or key in self._carried
+            return self._begun.get(key) == flow.sequence
         claim = self._claims.get(key)
         if claim is not None:
             claim.busy = True
@@ -213,9 +215,8 @@ class Relay:
             reset(inner)
             return
         inner.setblocking(False)
-        self._carried.add(key)
         task = self._start(peer[0], self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
-        task.add_done_callback(lambda _: self._carried.discard(key))
+        task.add_done_callback(lambda _: self._over(key, waiting.sequence))
 
     async def _carry(self, client: socket.socket, waiting: _Waiting) -> None:
         passage = waiting.passage
@@ -247,6 +248,10 @@ class Relay:
             with contextlib.suppress(OSError):
                 sender.sendto(message, (key[0], 0))
 
+    def _over(self, key: Key, sequence: int) -> None:
+        if self._begun.get(key) == sequence:  # the client may have taken its port for another connection by now
+            del self._begun[key]
+
     def _expire(self, key: Key, upstream: socket.socket) -> None:
         waiting = self._waiting.get(key)
         if waiting is not None and waiting.upstream is upstream:
@@ -255,6 +260,7 @@ class Relay:
     def _give_up(self, key: Key, reason: str = "the client went away before it was connected") -> None:
         waiting = self._waiting.pop(key)
         waiting.upstream.close()
+        self._over(key, waiting.sequence)
         self.end(waiting.passage, reason)
 
 
