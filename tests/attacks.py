@@ -82,7 +82,7 @@ def tcp(
     source_port: int = 40_001,
     numbers: tuple[int, int] = (1, 0),
 ) -> bytes:
-    """Return a TCP segment between two addresses, without its IP header; ``numbers`` are sequence and acknowledgement."""
+    """Return a TCP segment without its IP header; ``numbers`` are those of sequence and acknowledgement."""
     head = struct.pack("!HHIIBBHHH", source_port, port, *numbers, 0x50, flags, 65535, 0, 0)
     return _summed(ends, TCP, head + data, 16)
 

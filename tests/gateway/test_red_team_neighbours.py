@@ -57,7 +57,6 @@ from pytest_netns.gateway.paths import SOCKET_NAME
 from pytest_netns.kernel import links, privilege
 
 
-
 class Affair:
     """An exchange that a neighbour has with a server of its own, while it is under attack."""
 
@@ -228,7 +227,10 @@ def test_forged_error_to_the_hub(world: World, host: str, kind: int) -> None:
     gateway = str(addressing.GATEWAY6) if ":" in host else str(addressing.GATEWAY)
     number = TCP if kind == STREAM else UDP
     with affair.attacked():
-        for ends, port, own in (((host, affair.own), affair.client_port, affair.port), ((affair.own, host), affair.port, affair.client_port)):
+        for ends, port, own in (
+            ((host, affair.own), affair.client_port, affair.port),
+            ((affair.own, host), affair.port, affair.client_port),
+        ):
             transport = tcp(ends, port, ACK, source_port=own) if kind == STREAM else udp(ends, port, b"", own)
             send(*_errors((siege.own(host), gateway), ip(ends, number, transport)))
             send(*_errors((siege.own(host), ends[0]), ip(ends, number, transport)))
@@ -284,10 +286,15 @@ def test_ports_of_the_hub(world: World) -> None:
         ear = eavesdrop()
         for host in (str(addressing.GATEWAY), "127.0.0.1", str(addressing.GATEWAY6), "::1", HERE, HERE6, *LOOPBACK):
             ends = (siege.own(host), host)
-            send(*(datagram(ends, port) for port in ports), *(segment(ends, port) for port in ports if port != siege.port))
+            send(
+                *(datagram(ends, port) for port in ports),
+                *(segment(ends, port) for port in ports if port != siege.port),
+            )
         time.sleep(0.05)
         answers = [packet for packet in heard(ear) if packet[0] >> 4 == 4 and packet[9] == TCP]
-    assert not [packet for packet in answers if packet[33] == SYN | ACK and packet[20:22] != struct.pack("!H", siege.port)]
+    assert not [
+        packet for packet in answers if packet[33] == SYN | ACK and packet[20:22] != struct.pack("!H", siege.port)
+    ]
     assert nothing_arrived(affair.server)
 
 
@@ -345,7 +352,7 @@ def _reach_as_nobody(path: str) -> None:
 
 @inside
 def test_neighbours_stay_apart(world: World) -> None:
-    """Under all these packets, what a neighbour listens on hears nothing: not from a sibling of the same worker either."""
+    """What a neighbour listens on hears nothing of all these packets, not from a sibling of the same worker either."""
     siege = Siege(world)
     leaves: list[LeafGrant] = [siege.neighbour.leaf, siege.neighbour.worker, siege.sibling]
     own = packed(siege.leaf.ipv4), packed(siege.leaf.ipv6)

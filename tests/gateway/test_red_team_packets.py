@@ -166,7 +166,10 @@ def test_tiny_fragments(world: World) -> None:
                     send(*(ip(ends, protocol, data, fragment=fragment) for fragment, data in pieces))
                     continue
                 alone = fragment_header(protocol, 0, more=False) + whole
-                parted = fragment_header(60, 0, more=True) + extension(protocol), fragment_header(60, 1, more=False) + whole
+                parted = (
+                    fragment_header(60, 0, more=True) + extension(protocol),
+                    fragment_header(60, 1, more=False) + whole,
+                )
                 send(*(ip(ends, 44, data) for data in (alone, *parted)))
     siege.still_served()
 
@@ -192,7 +195,11 @@ def _chains(ends: tuple[str, str], final: str, following: int) -> list[tuple[int
     home = b"\xc9\x10" + packed(final)
     chains = [(43, extension(following, body)) for body in route]
     chains += [(60, extension(following, home)), (0, extension(following)), (51, b"%c\4" % following + bytes(22))]
-    chains += [(44, fragment_header(following, 0, more=False)), (135, extension(following)), (140, extension(following))]
+    chains += [
+        (44, fragment_header(following, 0, more=False)),
+        (135, extension(following)),
+        (140, extension(following)),
+    ]
     chains.append((60, extension(60) * 30 + extension(following)))
     chains.append((0, extension(43) + extension(60, bytes([0, 0]) + bytes(4)) + extension(0) + extension(following)))
     chains.append((60, extension(following, b"\1\xff" + bytes(257) + b"\1\3\0\0\0")))
@@ -267,7 +274,9 @@ def test_hops(world: World) -> None:
     with siege.attack():
         for host, port in siege.targets:
             ends = _ends(siege, host)
-            dying = [(hops, *one) for hops in (0, 1, 2, 255) for one in ((TCP, tcp(ends, port)), (UDP, udp(ends, port)))]
+            dying = [
+                (hops, *one) for hops in (0, 1, 2, 255) for one in ((TCP, tcp(ends, port)), (UDP, udp(ends, port)))
+            ]
             send(*(ip(ends, protocol, body, hops=hops) for hops, protocol, body in dying))
             send(segment(ends, port), datagram(ends, port))
     siege.still_served()
@@ -304,7 +313,10 @@ def test_frames(world: World) -> None:
         for host, port in siege.targets:
             packet = datagram(_ends(siege, host), port)
             kind = struct.pack("!H", 0x86DD if ":" in host else 0x0800)
-            tags = [b"", *map(bytes.fromhex, ("81000000", "81000007", "88a8000181000001", "884700010140", "88641100000000"))]
+            tags = [
+                b"",
+                *map(bytes.fromhex, ("81000000", "81000007", "88a8000181000001", "884700010140", "88641100000000")),
+            ]
             heads = itertools.product(macs, (own, HUB_MAC, macs[5]), tags)
             send_frames(*(mac + source + tag + kind + packet for mac, source, tag in heads))
     siege.still_served()

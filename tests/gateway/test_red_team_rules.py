@@ -1,4 +1,4 @@
-"""What a test that may reach one address and port tries in order to reach another, with sockets and routes of its own."""
+"""What a test that may reach one address and port tries in order to reach another, by its own sockets and routes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from attacks import (
     flush_nftables,
     poke,
     request,
-    send,
     segment,
+    send,
     take_address,
 )
 from traffic import DATAGRAM, STREAM, attempt, dial, opened

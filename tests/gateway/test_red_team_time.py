@@ -26,7 +26,6 @@ from attacks import (
     eavesdrop,
     heard,
     ip,
-    packed,
     segment,
     send,
     take_address,
@@ -279,7 +278,9 @@ def test_handshake_by_hand(world: World, completed: bool) -> None:
         ear = eavesdrop()
         send(segment(ends, siege.port, source_port=50_000))
         time.sleep(0.1)
-        answer = next(packet for packet in heard(ear) if packet[0] >> 4 == 4 and packet[9] == TCP and packet[33] == 0x12)
+        answer = next(
+            packet for packet in heard(ear) if packet[0] >> 4 == 4 and packet[9] == TCP and packet[33] == 0x12
+        )
         theirs = struct.unpack("!I", answer[24:28])[0] + 1
         if completed:
             send(say(ACK, b"", theirs))

@@ -1,4 +1,4 @@
-"""What a test that was let through to one name tries in order to have a shared server take it for a guest of another."""
+"""What a test that was let through to one name tries in order to be served, at the same place, as another's guest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,15 @@ def _names(*names: bytes, kind: int = 0) -> bytes:
 
 def _message(*extensions: bytes, session: bytes = b"") -> bytes:
     joined = b"".join(extensions)
-    body = b"\3\3" + bytes(32) + bytes([len(session)]) + session + b"\0\2\x13\1\1\0" + struct.pack("!H", len(joined)) + joined
+    body = (
+        b"\3\3"
+        + bytes(32)
+        + bytes([len(session)])
+        + session
+        + b"\0\2\x13\1\1\0"
+        + struct.pack("!H", len(joined))
+        + joined
+    )
     return b"\1" + len(body).to_bytes(3, "big") + body
 
 
