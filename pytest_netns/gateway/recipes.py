@@ -154,6 +154,7 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
 
 
 def _hub_side(addresses: Addresses) -> bytes:
+    # What is sent to a new IPv6 address the kernel takes in some time later; a route has it do so now.
     # Neighbours are told, not asked for: on a busy machine the kernel is late to join the group that IPv6 asks by.
     index, mac = addresses.hub_ifindex, addressing.mac(addresses.ipv4)
     return b"".join(
@@ -164,6 +165,7 @@ def _hub_side(addresses: Addresses) -> bytes:
             links.add_address(index, addressing.GATEWAY6, addressing.PREFIX6_LENGTH),
             links.add_route(index, addresses.ipv4),
             links.add_route(index, addresses.ipv6),
+            links.add_local_route(index, ipaddress.ip_network(addressing.GATEWAY6)),
         )
     )
 
@@ -183,7 +185,6 @@ def _leaf_side(addresses: Addresses) -> bytes:
             links.add_neighbour(ETH0_INDEX, addressing.GATEWAY6, hub_mac),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),
-            # The kernel takes in what is sent to a new IPv6 address some time later; a route has it do so now.
             links.add_local_route(ETH0_INDEX, ipaddress.ip_network(addresses.ipv6)),
             # IPv6 takes ::1 from a link only where a route names that link; see the ruleset.
             links.add_local_route(ETH0_INDEX, ipaddress.ip_network("::1/128")),
