@@ -7,12 +7,12 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pytest_netns.gateway.pump import reset
 from pytest_netns.rules import EgressRule
 
-InHub: TypeAlias = Callable[..., Awaitable[socket.socket]]
+InHub: TypeAlias = Callable[..., Awaitable[Any]]
 Rules: TypeAlias = tuple[EgressRule, ...]
 """The rules that a flow rests on: none where it was let through without."""
 
@@ -34,13 +34,20 @@ class Target(NamedTuple):
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
 
+async def socket_for(target: Target, kind: int, in_hub: InHub) -> socket.socket:
+    """Open a socket where a target is reached from."""
+    upstream: socket.socket
+    if target.in_hub:
+        upstream = await in_hub(socket.socket, target.family, kind)
+    else:
+        upstream = socket.socket(target.family, kind)
+    upstream.setblocking(False)
+    return upstream
+
+
 async def dial(target: Target, in_hub: InHub) -> socket.socket:
     """Connect to a TCP endpoint; OSError as connect(2) would give it."""
-    if target.in_hub:
-        upstream = await in_hub(socket.socket, target.family, socket.SOCK_STREAM)
-    else:
-        upstream = socket.socket(target.family, socket.SOCK_STREAM)
-    upstream.setblocking(False)
+    upstream = await socket_for(target, socket.SOCK_STREAM, in_hub)
     try:
         await asyncio.wait_for(asyncio.get_running_loop().sock_connect(upstream, target[:2]), _TIMEOUT)
     except BaseException as error:

@@ -223,8 +223,8 @@ class EgressControl:
         udp = flow.protocol != packet.TCP
         rules = () if decision.rule is None else (decision.rule,)
         if udp and decision.rule is None and not at_host:
-            return MARK_PASS  # whether the peer takes it cannot be known beforehand
-        if peer is not None and not udp:
+            return MARK_PASS  # it reaches the peer, who takes it or does not
+        if peer is not None and (not udp or await self._relay.takes_datagrams(peer.leaf, port, version)):
             with contextlib.suppress(OSError):
                 near = Target(peer.addresses[version == 6], port, in_hub=True)
                 return await self._relay_to(leaf, flow, [(near, ())], Passage(rules=rules))

@@ -12,19 +12,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pytest_netns.kernel import syscalls
+
 _LISTEN: Final = "0A"
 _UDP_UNCONNECTED: Final = "07"
 # As /proc/net prints them: any address and loopback, in IPv4 and IPv6.
-_LOOPBACK_OR_ANY: Final = frozenset({"00000000", "0100007F", "0" * 32, "0" * 24 + "01000000"})
+_ANY, _LOOPBACK, _ANY6, _LOOPBACK6 = "00000000", "0100007F", "0" * 32, "0" * 24 + "01000000"
+_TAKERS: Final = {4: (_ANY, _LOOPBACK, _ANY6), 6: (_ANY6, _LOOPBACK6)}
+_LOOPBACK_OR_ANY: Final = frozenset({_ANY, _LOOPBACK, _ANY6, _LOOPBACK6})
 
 
 def owned(pid: int, protocol: str, port: int) -> bool:
     """Tell whether process ``pid`` or a descendant of it listens on this port of the host's loopback."""
-    wanted = {f"socket:[{inode}]" for inode in _inodes(protocol, port)}
+    wanted = {f"socket:[{inode}]" for _, inode in _listening(protocol, port)}
     return bool(wanted) and any(not wanted.isdisjoint(_open_files(member)) for member in _family(pid))
 
 
-def _inodes(protocol: str, port: int) -> Iterator[str]:
+def takes_datagrams(net_fd: int, home_fd: int, port: int, version: int) -> bool:
+    """Tell whether a socket in a network namespace takes datagrams to a port of its loopback.
+
+    Args:
+        net_fd: the namespace.
+        home_fd: that of the calling thread, which returns there.
+        port: the port.
+        version: 4 or 6, of the loopback address that they are for.
+    """
+    syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
+    try:
+        return any(address in _TAKERS[version] for address, _ in _listening("udp", port))
+    finally:
+        syscalls.setns(home_fd, syscalls.CLONE_NEWNET)
+
+
+def _listening(protocol: str, port: int) -> Iterator[tuple[str, str]]:
+    """Yield the address and the inode of each socket that listens on a port of the thread's loopback."""
     state = _LISTEN if protocol == "tcp" else _UDP_UNCONNECTED
     for name in (protocol, f"{protocol}6"):
         with contextlib.suppress(OSError):
@@ -32,7 +53,7 @@ def _inodes(protocol: str, port: int) -> Iterator[str]:
                 fields = line.split()
                 address, _, number = fields[1].partition(":")
                 if fields[3] == state and int(number, 16) == port and address in _LOOPBACK_OR_ANY:
-                    yield fields[9]
+                    yield address, fields[9]
 
 
 def _family(pid: int) -> Iterator[int]:

@@ -15,9 +15,10 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from pytest_netns.gateway import datagrams, icmp, packet
+from pytest_netns.gateway import datagrams, icmp, listeners, packet
 from pytest_netns.gateway.datagrams import Claim
-from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, dial
+from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, dial, socket_for
+from pytest_netns.gateway.factory import Leaf
 from pytest_netns.gateway.flows import Entry, FlowLog, Volume
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
@@ -115,9 +116,8 @@ class Relay:
             OSError: as the client's own call would.
         """
         key = key_of(flow)
-        upstream = socket.socket(target.family, socket.SOCK_DGRAM)
+        upstream = await socket_for(target, socket.SOCK_DGRAM, self._in_hub)
         try:
-            upstream.setblocking(False)
             upstream.connect(target[:2])
             datagrams.make_room(upstream)
             inner = await self._dials.wait(self._in_hub(datagrams.socket_for, key), key[0], passage.rules)
@@ -128,6 +128,10 @@ class Relay:
         claim.begin()
         self._start(key[0], self._exchange(key, claim, upstream, passage), passage, (inner, upstream))
         return MARK_RELAY
+
+    async def takes_datagrams(self, leaf: Leaf, port: int, version: int) -> bool:
+        """Tell whether there is a socket in a leaf for datagrams to its loopback; a server gives no other sign."""
+        return bool(await self._in_hub(listeners.takes_datagrams, leaf.net_fd, self._hub.netns, port, version))
 
     def expects(self, flow: Endpoints) -> bool:
         """Tell whether a packet that came through the queue belongs to a flow that has been admitted by now.

@@ -161,8 +161,9 @@ def _to_the_hub() -> list[Rule]:
     own = _to(addressing.GATEWAY)
     return [
         *[
-            [*_to(address), *nft.l4proto(_TCP), *nft.ct_state(_ESTABLISHED), ACCEPT]
+            [*_to(address), *nft.l4proto(protocol), *nft.ct_state(_ESTABLISHED), ACCEPT]
             for address in (addressing.GATEWAY, addressing.GATEWAY6)
+            for protocol in (_TCP, _UDP)
         ],
         *[[*own, *nft.l4proto(protocol), *nft.dport(_DNS), ACCEPT] for protocol in (_UDP, _TCP)],
         [*own, *nft.l4proto(_ICMP), ACCEPT],
