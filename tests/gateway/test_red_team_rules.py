@@ -10,21 +10,8 @@ import struct
 import time
 
 import pytest
-from attacks import (
-    ETH0,
-    HERE,
-    HERE6,
-    LOOPBACK,
-    MARKER,
-    THERE,
-    Siege,
-    flush_nftables,
-    poke,
-    request,
-    segment,
-    send,
-    take_address,
-)
+from attacks import ETH0, HERE, HERE6, LOOPBACK, THERE, Siege, flush_nftables, poke, request, take_address
+from packets import MARKER, segment, send
 from traffic import DATAGRAM, STREAM, attempt, dial, opened
 from worlds import World, at, inside, nothing_arrived
 

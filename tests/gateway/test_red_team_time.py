@@ -10,129 +10,11 @@ import time
 
 import dns.message
 import pytest
-from attacks import (
-    ACK,
-    HERE,
-    HERE6,
-    MARKER,
-    PSH,
-    RST,
-    TCP,
-    THERE,
-    Siege,
-    alias_of,
-    datagram,
-    deafen,
-    eavesdrop,
-    heard,
-    ip,
-    segment,
-    send,
-    take_address,
-    tcp,
-)
+from attacks import HERE, THERE, Siege, deafen
+from packets import ACK, MARKER, PSH, RST, TCP, UDP, eavesdrop, heard, ip, packed, segment, send, tcp
 from traffic import DATAGRAM, STREAM, attempt, dial, opened, port_of
 from worlds import World, at, inside, nothing_arrived
 from zone import Zone
-
-KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
-ENDINGS = pytest.mark.parametrize("ending", ["label", "release"])
-
-
-def _end(siege: Siege, ending: str) -> None:
-    """End the test that the leaf serves, and with it what its rules allow."""
-    if ending == "label":
-        siege.client.label(siege.leaf.name, "test_next")
-    else:
-        siege.client.release(siege.leaf.name)
-    siege.client.flows(siege.sibling.name)
-    time.sleep(0.03)
-    siege.strangers()
-    siege.seen.clear()
-
-
-def _rule(kind: int, host: str = HERE) -> str:
-    return (f"[{host}]" if ":" in host else host) + ":{port}" + ("" if kind == STREAM else "/udp")
-
-
-def _is_over(siege: Siege, one: socket.socket) -> None:
-    """See that nothing which a socket says reaches the server, though it is said."""
-    one.settimeout(0.2)
-    for _ in range(3):
-        with contextlib.suppress(OSError):
-            one.send(MARKER)
-            assert one.recv(100) != MARKER
-    siege.client.flows(siege.sibling.name)
-    assert siege.strangers() == []
-    assert MARKER not in b"".join(siege.seen)
-
-
-def _bound_dial(source: str, siege: Siege, port: int = 0) -> socket.socket:
-    one = opened(siege.host, siege.kind)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.bind((source, port, 0, 2) if source.startswith("fe80") else (source, port))
-    one.settimeout(0.3)
-    one.connect(siege.allowed)
-    return one
-
-
-@inside
-@KINDS
-@ENDINGS
-def test_by_another_source(world: World, kind: int, ending: str) -> None:
-    """What was begun from an address that leads back to the leaf, but is not its own, does not outlive the test."""
-    siege = Siege(world, _rule(kind))
-    alias = alias_of(siege.visit, siege.leaf)
-    with at(siege.leaf):
-        take_address(alias)
-        send(*(datagram((alias, HERE), siege.port), segment((alias, HERE), siege.port)))
-        one: socket.socket | None = None
-        with contextlib.suppress(OSError):
-            one = _bound_dial(alias, siege)
-    _end(siege, ending)
-    if one is not None:
-        _is_over(siege, one)
-
-
-@inside
-def test_alias_of_the_test_before(world: World) -> None:
-    """The next test, which has the alias now, cannot go on with what the test before has begun from there."""
-    siege = Siege(world, _rule(DATAGRAM))
-    alias = alias_of(siege.visit, siege.leaf)
-    port = 0
-    with at(siege.leaf):
-        take_address(alias)
-        with contextlib.suppress(OSError), _bound_dial(alias, siege) as one:
-            one.send(b"begin")
-            port = port_of(one)
-    after = siege.client.lease("test_next")
-    _end(siege, "release")
-    with at(after):
-        take_address(alias)
-        assert attempt(*siege.allowed, DATAGRAM, 0.5).error is not None
-        for source in (alias, after.ipv4):
-            with contextlib.suppress(OSError), _bound_dial(source, siege, port) as one:
-                _is_over(siege, one)
-    assert siege.seen == []
-
-
-@inside
-@KINDS
-def test_link_local_source(world: World, kind: int) -> None:
-    """A link-local address, which every leaf may have, is no source for what is allowed."""
-    siege = Siege(world, _rule(kind, HERE6))
-    others = [siege.leaf, siege.neighbour.leaf]
-    with siege.attack():
-        for leaf in others:
-            with at(leaf):
-                take_address("fe80::bad", 64)
-                send(*(datagram(("fe80::bad", HERE6), siege.port), segment(("fe80::bad", HERE6), siege.port)))
-        with contextlib.suppress(OSError), _bound_dial("fe80::bad", siege) as one:
-            one.settimeout(0.2)
-            one.send(MARKER)
-            assert not one.recv(100)
-    assert not [packet for packet in siege.seen if MARKER in packet]
-    siege.still_served()
 
 
 @inside
@@ -142,6 +24,7 @@ def test_names_that_take_long(world: World) -> None:
     zone = Zone(world, {name: [HERE]})
     sieges = {ending: Siege(world, f"{name}:{{port}}", zone) for ending in ("label", "release")}
     for siege in sieges.values():
+        siege.known.append((UDP, packed(HERE), 9))  # by which the witness of the other one counts
         siege.client.allow(siege.leaf.name, [f"{siege.rule}/udp"])
         with at(siege.leaf):
             stand_in = str(socket.getaddrinfo(name, 1, socket.AF_INET, STREAM)[0][4][0])
@@ -150,12 +33,12 @@ def test_names_that_take_long(world: World) -> None:
     kept = {ending: _begun(siege, stand_in) for ending, siege in sieges.items()}
     time.sleep(0.1)
     for ending, siege in sieges.items():
-        _end(siege, ending)
+        siege.end(ending)
     zone.silent = False
     time.sleep(1.1)  # the host's resolver asks again after a second
     for ending, siege in sieges.items():
         for one in kept[ending]:
-            _is_over(siege, one)
+            siege.is_over(one)
         assert not [packet for packet in siege.seen if packet[9] == TCP]
         assert nothing_arrived(*siege.listeners)
 
@@ -193,7 +76,7 @@ def test_servers_that_take_long(world: World) -> None:
             one.connect_ex(full.getsockname())
         time.sleep(0.1)
         for ending, siege in sieges.items():
-            _end(siege, ending)
+            siege.end(ending)
         full.settimeout(1.5)
         taken = []
         with contextlib.suppress(TimeoutError):
@@ -203,7 +86,25 @@ def test_servers_that_take_long(world: World) -> None:
     for ending, siege in sieges.items():
         siege.strangers()  # what the fillers said is none's
         siege.seen.clear()
-        _is_over(siege, kept[ending])
+        siege.is_over(kept[ending])
+
+
+@pytest.mark.xfail(strict=True, reason="a label without rules does not wait, and an open exchange does not ask")
+@inside
+def test_datagrams_right_after_the_end(world: World) -> None:
+    """What is said by a socket that was let through, once its test has ended, comes too late, however soon."""
+    siege = Siege(world, f"{HERE}:{{port}}/udp")
+    for _ in range(30):
+        siege.client.label(siege.leaf.name, "test_it", rules=[siege.rule])
+        with at(siege.leaf), dial(*siege.allowed, DATAGRAM) as one:
+            one.send(b"in time")
+            assert one.recv(100) == b"in time"
+            siege.client.label(siege.leaf.name, "test_next")
+            with contextlib.suppress(OSError):
+                one.send(MARKER)
+        siege.settle()
+    siege.strangers()
+    assert MARKER not in b"".join(siege.seen)
 
 
 @inside
@@ -285,7 +186,7 @@ def test_handshake_by_hand(world: World, completed: bool) -> None:
         if completed:
             send(say(ACK, b"", theirs))
             time.sleep(0.05)
-    _end(siege, "label")
+    siege.end("label")
     with siege.attack():
         send(say(ACK, b"", theirs), say(PSH | ACK, MARKER, theirs))
         heard(ear)
@@ -304,7 +205,7 @@ def test_leaf_that_was_released(world: World) -> None:
     with at(siege.leaf):
         kept = [dial(HERE, siege.port), dial(HERE, siege.port, DATAGRAM), opened(HERE), opened(HERE, DATAGRAM)]
         stand_in = str(socket.getaddrinfo(name, 1, socket.AF_INET, STREAM)[0][4][0])
-    _end(siege, "release")
+    siege.end("release")
     assert siege.zone is not None
     siege.zone.asked.clear()
     with siege.attack():

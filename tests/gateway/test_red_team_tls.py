@@ -9,7 +9,8 @@ import struct
 import time
 from collections.abc import Iterable
 
-from attacks import HERE, TCP, Siege, packed
+from attacks import HERE, Siege
+from packets import TCP, packed
 from worlds import World, at, inside
 from zone import Zone
 
