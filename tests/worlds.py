@@ -46,6 +46,7 @@ UNREACHABLE = ("198.51.100.1", "2001:db8:dead::1")
 _OUT_INDEX, _IN_INDEX = 200, 2
 _RTN_UNREACHABLE = 7
 _ETH_P_ALL = 3
+_CONTROL = b"the witness's own: "
 _PACKET_OUTGOING = 4
 _SYSCTLS = {
     "net/ipv4/ip_unprivileged_port_start": "0",
@@ -167,7 +168,7 @@ class Witness:
 
     def seen(self) -> list[bytes]:
         """Return the packets that came until now, without those by which neighbours find each other."""
-        control = uuid.uuid4().bytes
+        control = _CONTROL + uuid.uuid4().bytes
         with at(self._world.outer), socket.socket(type=socket.SOCK_DGRAM) as sender:
             sender.sendto(control, (str(INTERNET), 9))
         found: list[bytes] = []
@@ -175,7 +176,7 @@ class Witness:
             packet, (_, protocol, kind, *_) = self._socket.recvfrom(65536)
             if packet.endswith(control):
                 return found
-            if kind != _PACKET_OUTGOING and protocol != 0x0806 and not _is_discovery(packet):
+            if kind != _PACKET_OUTGOING and protocol != 0x0806 and not _is_discovery(packet) and _CONTROL not in packet:
                 found.append(packet)
 
 
