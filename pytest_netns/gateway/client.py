@@ -43,6 +43,7 @@ class GatewayClient:
         self._number = 0
         self._ordered: int | None = None
         self._delivered: _Received | None = None
+        self._ruled: set[str] = set()
 
     @classmethod
     def connect(cls, run_dir: Path) -> GatewayClient:
@@ -121,7 +122,7 @@ class GatewayClient:
     def label(self, name: str, test: str, *, rules: Sequence[str] = (), sni: bool = True) -> None:
         """Let a leaf serve this test from now on: book on it what the leaf tries, and go by its rules.
 
-        Connections that these do not allow are cut. Does not wait where there are no rules, unless for what was
+        Connections that these do not allow are cut. Does not wait where there are, and were, none, unless for what was
         ordered; what comes from the leaf later does.
 
         Args:
@@ -130,8 +131,9 @@ class GatewayClient:
             rules: what the test may reach, as ``EgressRule.parse`` takes it.
             sni: whether TLS clients have to name the server that they were let through to.
         """
-        # The hub has to know of some rules before the first packet, and behind an order it is told late.
-        wait = bool(rules) or self._ordered is not None
+        # The hub has to know of rules, and of their end, before the next packet; behind an order it is told late.
+        wait = bool(rules) or name in self._ruled or self._ordered is not None
+        (self._ruled.add if rules else self._ruled.discard)(name)
         number = self._send(op="label", leaf=name, test=test, rules=list(rules), sni=sni, wait=wait)
         if wait:
             self._answer("label", number)
@@ -142,6 +144,7 @@ class GatewayClient:
 
     def release(self, name: str) -> None:
         """Give a leaf up: its connections are cut, its published ports closed. Does not wait for that."""
+        self._ruled.discard(name)
         self._send(op="release", leaf=name)
 
     def flows(self, name: str, *, after: float = 0.0) -> list[Flow]:

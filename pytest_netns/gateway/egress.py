@@ -216,7 +216,9 @@ class EgressControl:
         port, version = flow.destination_port, flow.destination.version
         peer, at_host = leaf.peer, flow.destination in _HOST_LOOPBACK
         decision = policy.decide(leaf.policy, flow.protocol_name, flow.destination, port, loopback=True)
-        owned = at_host and leaf.owner.own is None and listeners.owned(leaf.owner.pid, flow.protocol_name, port)
+        owned = (
+            at_host and leaf.owner.own is None and listeners.owned(leaf.owner.pid, flow.protocol_name, port, version)
+        )
         if decision.verdict is Verdict.BLOCK and not owned:
             # Nobody listens there as far as this leaf can know: what loopback itself, or its peer, would say.
             return MARK_RESET if at_host else MARK_PASS

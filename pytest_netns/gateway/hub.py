@@ -102,7 +102,7 @@ def write_sysctls(values: dict[str, str]) -> None:
 
 def build() -> Hub:
     """Furnish the network namespace that the calling thread has just made as the hub."""
-    write_sysctls({key: value for key, value in _SYSCTLS.items() if "ipv6" not in key or has_ipv6()})
+    write_sysctls({key: value for key, value in _SYSCTLS.items() if _is_there(key)})
     route = NetlinkSocket(NETLINK_ROUTE)
     route.request(_links(), "set up the hub's routing")
     listeners, port = _relay_listeners()
@@ -120,6 +120,11 @@ def build() -> Hub:
         icmp=_raw(socket.AF_INET),
         icmp6=_raw(socket.AF_INET6) if has_ipv6() else None,
     )
+
+
+def _is_there(key: str) -> bool:
+    """Tell whether a setting exists; kernels before 6.9 show net/core to no ordinary user, and some have no IPv6."""
+    return not key.startswith(("net/core/", "net/ipv6/")) or os.path.exists(f"/proc/sys/{key}")
 
 
 def has_ipv6() -> bool:

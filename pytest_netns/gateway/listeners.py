@@ -22,9 +22,10 @@ _TAKERS: Final = {4: (_ANY, _LOOPBACK, _ANY6), 6: (_ANY6, _LOOPBACK6)}
 _LOOPBACK_OR_ANY: Final = frozenset({_ANY, _LOOPBACK, _ANY6, _LOOPBACK6})
 
 
-def owned(pid: int, protocol: str, port: int) -> bool:
-    """Tell whether process ``pid`` or a descendant of it listens on this port of the host's loopback."""
-    wanted = {f"socket:[{inode}]" for _, inode in _listening(protocol, port)}
+def owned(pid: int, protocol: str, port: int, version: int) -> bool:
+    """Tell whether process ``pid`` or a descendant of it listens on this port of the host's 127.0.0.1, or of ::1."""
+    takers = _TAKERS[version]
+    wanted = {f"socket:[{inode}]" for address, inode in _listening(protocol, port) if address in takers}
     return bool(wanted) and any(not wanted.isdisjoint(_open_files(member)) for member in _family(pid))
 
 

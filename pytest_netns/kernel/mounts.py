@@ -25,7 +25,7 @@ __all__ = ["add_host", "bind", "fresh_sysfs", "hide", "prepare_template", "sysfs
 HOSTS: Final = "/etc/hosts"
 RESOLV_CONF: Final = "/etc/resolv.conf"
 _NSSWITCH: Final = ("/etc/nsswitch.conf", "/usr/etc/nsswitch.conf")
-_NSCD: Final = ("/run/nscd", "/var/run/nscd")
+_DAEMONS: Final = ("/run/nscd", "/var/run/nscd", "/run/avahi-daemon", "/var/run/avahi-daemon")
 _RESOLVED: Final = "/run/systemd/resolve"
 _DBUS: Final = "/run/dbus/system_bus_socket"
 _MIRRORED: Final = ".netns-host"
@@ -79,7 +79,7 @@ def prepare_template(resolv_conf: str | None, hide_resolvers: bool) -> None:
     """Turn a mount namespace that was just unshared into the one that leaves are copied from.
 
     Nothing mounted later spreads to or from the host. Name resolution goes through ``resolv_conf``
-    (None: the host's file stays) and a reduced /etc/hosts; nscd and systemd-resolved, which would
+    (None: the host's file stays) and a reduced /etc/hosts; nscd, Avahi and systemd-resolved, which would
     answer from the host's network, cannot be reached. ``hide_resolvers`` takes the system's D-Bus
     socket away too, through which systemd-resolved can be asked as well as much that is no resolver.
 
@@ -88,7 +88,7 @@ def prepare_template(resolv_conf: str | None, hide_resolvers: bool) -> None:
     """
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     _cover_resolved(resolv_conf)
-    for path in {os.path.realpath(path) for path in _NSCD if os.path.isdir(path)}:
+    for path in {os.path.realpath(path) for path in _DAEMONS if os.path.isdir(path)}:
         hide(path)
     if hide_resolvers and os.path.exists(_DBUS):
         hide(_DBUS)

@@ -176,7 +176,6 @@ def _reach_as_nobody(path: str) -> None:
         os._exit(one.connect_ex(path))
 
 
-@pytest.mark.xfail(strict=True, reason="a port counts as the session's own in either family")
 @inside
 def test_port_of_the_host_in_the_other_family(world: World) -> None:
     """A server of the session's on 127.0.0.1 opens nobody else's on ::1 to a test without a worker leaf."""
@@ -220,13 +219,7 @@ SOCKETS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="it is not hidden") if name == "avahi" else ())
-        for name in SOCKETS
-    ],
-)
+@pytest.mark.parametrize("name", SOCKETS)
 @inside
 def test_resolvers_by_their_sockets(own_world: World, name: str) -> None:
     """The host's resolvers, which would answer from its network, are not to be had by the paths of their sockets."""

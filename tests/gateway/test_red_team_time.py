@@ -89,7 +89,6 @@ def test_servers_that_take_long(world: World) -> None:
         siege.is_over(kept[ending])
 
 
-@pytest.mark.xfail(strict=True, reason="a label without rules does not wait, and an open exchange does not ask")
 @inside
 def test_datagrams_right_after_the_end(world: World) -> None:
     """What is said by a socket that was let through, once its test has ended, comes too late, however soon."""
