@@ -90,14 +90,28 @@ def test_servers_that_take_long(world: World) -> None:
 
 
 @inside
-def test_datagrams_right_after_the_end(world: World) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        "from the start",
+        pytest.param(
+            "while it ran", marks=pytest.mark.xfail(strict=True, reason="the client forgets what it has allowed")
+        ),
+    ],
+)
+def test_datagrams_right_after_the_end(world: World, given: str) -> None:
     """What is said by a socket that was let through, once its test has ended, comes too late, however soon."""
     siege = Siege(world, f"{HERE}:{{port}}/udp")
+    siege.client.label(siege.leaf.name, "test_before")
     for _ in range(30):
-        siege.client.label(siege.leaf.name, "test_it", rules=[siege.rule])
+        if given == "while it ran":
+            siege.client.allow(siege.leaf.name, [siege.rule])
+        else:
+            siege.client.label(siege.leaf.name, "test_it", rules=[siege.rule])
         with at(siege.leaf), dial(*siege.allowed, DATAGRAM) as one:
             one.send(b"in time")
             assert one.recv(100) == b"in time"
+            time.sleep(0.01)  # later datagrams do not pass through the gateway's queue
             siege.client.label(siege.leaf.name, "test_next")
             with contextlib.suppress(OSError):
                 one.send(MARKER)
