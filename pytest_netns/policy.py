@@ -33,6 +33,9 @@ CLOSED = Policy()
 OPEN = Policy(everything=True, sni=False)
 
 
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
 class Verdict(enum.Enum):
     """What becomes of a new flow."""
 
@@ -111,7 +114,7 @@ def _is_outside(address: Address) -> bool:
     """Tell whether an address can be one party outside: no group, nobody, this machine or another leaf."""
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         return False
-    if address == ipaddress.IPv4Address("255.255.255.255"):
+    if address == _BROADCAST:
         return False
     return not addressing.is_leaf(address)
 

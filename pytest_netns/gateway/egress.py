@@ -201,7 +201,7 @@ class EgressControl:
         for target, rules in targets:
             if passage.entry is not None:
                 passage.entry.reached(target.host)
-            resting = replace(passage, rules=passage.rules + rules)
+            resting = replace(passage, rules=passage.rules + rules) if rules else passage
             if not self._goes_on(leaf, resting.rules):  # it ended while the name was looked up
                 raise PermissionError(errno.EPERM, CUT_SHORT)
             try:

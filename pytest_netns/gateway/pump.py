@@ -44,7 +44,9 @@ Inspect: TypeAlias = Callable[[bytes], Judgement]
 
 
 def reset(opened: socket.socket) -> None:
-    """Close a connection so that the other end sees a reset."""
+    """Close a connection so that the other end sees a reset; harmless when done twice."""
+    if opened.fileno() < 0:
+        return
     with contextlib.suppress(OSError):
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     opened.close()

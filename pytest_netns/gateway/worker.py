@@ -36,12 +36,12 @@ class LiveLeaf:
     test: str = ""
     asks: bool = False
 
-    @property
+    @functools.cached_property
     def address(self) -> str:
         """The IPv4 address, which its questions to the name server come from."""
         return str(self.leaf.addresses.ipv4)
 
-    @property
+    @functools.cached_property
     def addresses(self) -> tuple[str, str]:
         """Both addresses, by which the relay knows its connections."""
         return self.address, str(self.leaf.addresses.ipv6)
