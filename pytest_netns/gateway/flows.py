@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -155,9 +157,14 @@ class FlowLog:
 
     def write_to(self, file: TextIO) -> None:
         """Append each flow that ends from now on to an open file, as a line of JSON."""
-        self._file, before = file, self._file
-        if before is not None:
-            before.close()
+        self._close()
+        self._file = file
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what it could not take before
+                file.close()
 
     def add(self, flow: Flow, owner: str, *, needed: bool = True) -> Entry:
         """Record one attempt; of a leaf that tries without end the latest are kept, and all are counted.
@@ -192,9 +199,14 @@ class FlowLog:
     def end(self, entry: Entry, reason: str | None = None) -> None:
         """Note that a flow is over, and why if that was not in good order; doing so twice is harmless."""
         flow = entry.end(reason)
-        if flow is not None and self._file is not None:
+        if flow is None or self._file is None:
+            return
+        try:
             self._file.write(json.dumps(flow.to_dict()) + "\n")
             self._file.flush()
+        except OSError as error:  # a full disk must not keep leaves from what they may reach
+            sys.stderr.write(f"no more flows are written to {self._file.name}: {error}\n")
+            self._close()
 
     def of(self, leaf: str, after: float = 0.0, since: int = 0) -> Iterator[Flow]:
         """Yield what was tried from one leaf, oldest first.
