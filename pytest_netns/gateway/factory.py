@@ -65,14 +65,15 @@ class Factory:
         """Make one leaf, ready for use; called in the thread."""
         addresses = addressing.leaf(number)
         syscalls.unshare(syscalls.CLONE_NEWNET)
-        net_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._furnish(addresses, wiring)
-            mnt_fd = self._copy_mounts(host_resolver=wiring.host_resolver)
-        except BaseException:
-            os.close(net_fd)
-            raise
-        finally:
+            net_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._furnish(addresses, wiring)
+                mnt_fd = self._copy_mounts(host_resolver=wiring.host_resolver)
+            except BaseException:
+                os.close(net_fd)
+                raise
+        finally:  # also where there was no descriptor left: what comes next must not run in a nameless namespace
             syscalls.setns(self._hub.netns, syscalls.CLONE_NEWNET)
         return Leaf(addresses, net_fd, mnt_fd)
 

@@ -207,7 +207,10 @@ class Relay:
             inner, peer = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        except OSError:  # out of descriptors: the connection waits until some are free
+        except OSError as error:  # out of descriptors
+            if self._waiting:  # it gets the one of the connection upstream, which it then has no use for
+                self._give_up(next(iter(self._waiting)), error.strerror or str(error))
+                return
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)
             loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
