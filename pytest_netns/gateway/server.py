@@ -135,6 +135,8 @@ class Gateway:
         if not worker.name:
             raise ValueError("a client has to join before it gets leaves")
         spare = self._spares.pop(worker, None) or self._prepare(worker)
+        if spare.leaf.done() and spare.leaf.exception():  # what kept it from being made ahead of time may be over
+            spare = self._prepare(worker)
         if spare.wiring != worker.test_wiring():
             msg = "a leaf was made ahead of time for other wiring"
             raise ValueError(msg)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from outside import address_of, lease, new_name, rule_for, sockets_in
-from traffic import DATAGRAM, STREAM, attempt, dial, exchange, family_of, listen, port_of, served
+from traffic import DATAGRAM, STREAM, attempt, dial, exchange, family_of, listen, port_of, served, start
 from worlds import HOSTS, Visit, Witness, World, at, inside, nothing_arrived, peer_pid, wait_until
 from zone import Zone
 
@@ -73,10 +73,12 @@ def test_stopped_as_a_test_ends(world: World, host: str) -> None:
     (client,) = sockets_in(visit.leaf, family_of(host), 1)
     (sender,) = sockets_in(visit.leaf, family_of(host), 1, DATAGRAM)
     client.setblocking(False)
-    with stopped(visit, 0.1):
-        visit.client.label(visit.leaf.name, "test_next")
+    with stopped(visit, 0.2):
+        labelling = start(visit.client.label, visit.leaf.name, "test_next")
+        time.sleep(0.05)
         client.connect_ex((host, port_of(listener)))
         sender.sendto(b"late", (host, port_of(talker)))
+    labelling.join(5)
     assert select.select([], [client], [], 5)[1]
     assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EHOSTUNREACH
     assert [flow.test for flow in visit.flows(visit.leaf, 2)] == ["test_next"] * 2
@@ -185,10 +187,10 @@ def test_out_of_descriptors_for_a_leaf(world: World) -> None:
     with at(world.internet):
         talker = served(HOSTS[0], kind=DATAGRAM)
     visit = Visit(world, rules=[f"{HOSTS[0]}/udp"])
-    with descriptors(peer_pid(visit.client), -10):
-        with pytest.raises((NetnsError, OSError), match=r"open files|descriptors"):
-            for _ in range(3):  # the first has been made ahead of need
-                lease(visit)
+    short = descriptors(peer_pid(visit.client), -10)
+    with short, pytest.raises((NetnsError, OSError), match=r"open files|descriptors"):
+        for _ in range(3):  # the first has been made ahead of need
+            lease(visit)
     with at(visit.leaf):
         assert attempt(HOSTS[0], talker, DATAGRAM).error is None
     with at(lease(visit, [f"{HOSTS[0]}/udp"])):
