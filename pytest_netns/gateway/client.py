@@ -140,6 +140,7 @@ class GatewayClient:
 
     def allow(self, name: str, rules: Sequence[str]) -> None:
         """Add to what a leaf may reach, from its next connection on."""
+        self._ruled.add(name)
         self._ask(op="allow", leaf=name, rules=list(rules))
 
     def release(self, name: str) -> None:

@@ -191,7 +191,8 @@ def test_many_sources(own_world: World) -> None:
     wait_until(lambda: _descriptors(siege) < 200, 10)
 
 
-@pytest.mark.xfail(strict=True, reason="only what is carried counts for a leaf's share")
+# Not strict: whether so many get in before the first are given up depends on the machine.
+@pytest.mark.xfail(strict=False, reason="only what is carried counts for a leaf's share")
 @inside
 @pytest.mark.parametrize("what", ["connections that wait", "clients of the name server"])
 def test_share_of_descriptors(own_world: World, what: str) -> None:

@@ -90,15 +90,7 @@ def test_servers_that_take_long(world: World) -> None:
 
 
 @inside
-@pytest.mark.parametrize(
-    "given",
-    [
-        "from the start",
-        pytest.param(
-            "while it ran", marks=pytest.mark.xfail(strict=True, reason="the client forgets what it has allowed")
-        ),
-    ],
-)
+@pytest.mark.parametrize("given", ["from the start", "while it ran"])
 def test_datagrams_right_after_the_end(world: World, given: str) -> None:
     """What is said by a socket that was let through, once its test has ended, comes too late, however soon."""
     siege = Siege(world, f"{HERE}:{{port}}/udp")
