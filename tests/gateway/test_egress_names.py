@@ -90,18 +90,18 @@ def test_which_names(world: World, rule: str, allowed: list[str], blocked: list[
 
 
 @inside
-@pytest.mark.parametrize("name", ["b\u00fccher.example.com", "B\u00dcCHER.example.com", "xn--bcher-kva.example.com"])
 @pytest.mark.parametrize("rule", ["b\u00fccher.example.com", "xn--bcher-kva.example.com", "*.example.com"])
-def test_international_names(world: World, rule: str, name: str) -> None:
+def test_international_names(world: World, rule: str) -> None:
     """A name in another script is allowed by itself, however it is spelled, and reached."""
     Zone(world, {own("xn--bcher-kva.example.com"): [HOSTS[0]]})
     with at(world.internet):
         port = served(HOSTS[0])
     visit = Visit(world, rules=[own(rule)])
-    with at(visit.leaf), socket.create_connection((own(name), port), 5) as client:
-        client.sendall(b"x")
-        assert client.recv(1) == b"x"
-    assert visit.flows(visit.leaf)[0].name == own("xn--bcher-kva.example.com")
+    for name in ("b\u00fccher.example.com", "B\u00dcCHER.example.com", "xn--bcher-kva.example.com"):
+        with at(visit.leaf), socket.create_connection((own(name), port), 5) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+    assert {flow.name for flow in visit.flows(visit.leaf, 3)} == {own("xn--bcher-kva.example.com")}
 
 
 @inside
@@ -136,14 +136,15 @@ def test_other_questions(world: World) -> None:
 
 
 @inside
-@pytest.mark.parametrize("opcode", [dns.opcode.NOTIFY, dns.opcode.UPDATE, dns.opcode.STATUS, dns.opcode.IQUERY, 7])
-def test_other_requests(world: World, opcode: int) -> None:
+def test_other_requests(world: World) -> None:
     """What is no question for an internet name is declined, and goes nowhere."""
     visit, witness = Visit(world, rules=["api.example.com"]), Witness(world)
-    query = bytearray(dns.message.make_query("api.example.com", "A").to_wire())
-    query[2] = query[2] & 0x87 | opcode << 3
-    chaos = dns.message.make_query("api.example.com", "A", rdclass="CH").to_wire()
-    for message in (bytes(query), chaos):
+    messages = [dns.message.make_query("api.example.com", "A", rdclass="CH").to_wire()]
+    for opcode in (dns.opcode.IQUERY, dns.opcode.STATUS, dns.opcode.NOTIFY, dns.opcode.UPDATE, 7):
+        query = bytearray(dns.message.make_query("api.example.com", "A").to_wire())
+        query[2] = query[2] & 0x87 | opcode << 3
+        messages.append(bytes(query))
+    for message in messages:
         with at(visit.leaf), socket.socket(type=DATAGRAM) as client:
             client.settimeout(5)
             client.sendto(message, (visit.leaf.gateway_ipv4, 53))
