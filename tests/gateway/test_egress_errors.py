@@ -23,6 +23,9 @@ from traffic import DATAGRAM, STREAM, attempt, echo, listen, opened, port_of, se
 from worlds import HOSTS, UNREACHABLE, Visit, World, at, inside, nothing_arrived
 from zone import Zone
 
+from pytest_netns.gateway.hub import write_sysctls
+from pytest_netns.kernel import privilege
+
 TO_HOSTS = pytest.mark.parametrize("host", HOSTS)
 BY_BOTH = pytest.mark.parametrize("by_name", [False, True], ids=["address", "name"])
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
@@ -144,6 +147,29 @@ def test_silence(world: World, host: str, by_name: bool) -> None:
     patient.settimeout(5)
     patient.sendall(b"x")
     assert patient.recv(1) == b"x"
+
+
+@inside
+def test_host_gives_up(world: World) -> None:
+    """When the host has waited long enough for a server, its client, who is more patient, is told nothing yet."""
+    deaf = Deaf(world, HOSTS[0])
+    visit = Visit(world, rules=[HOSTS[0]])
+    set_patience(world, 1)
+    try:
+        with at(visit.leaf):
+            told = attempt(HOSTS[0], deaf.port, timeout=3.6)
+    finally:
+        set_patience(world, 6)
+    assert told.error == "TIMEOUT"
+    (flow,) = visit.flows(visit.leaf)
+    assert (flow.verdict, flow.reason) == ("allowed", "Connection timed out")
+    assert 2.5 < (flow.duration or 0) < 3.6
+
+
+def set_patience(world: World, tries: int) -> None:
+    """Have the host ask a server so many times more before it gives up; after the first, that is in three seconds."""
+    with at(world.outer), privilege.raised():
+        write_sysctls({"net/ipv4/tcp_syn_retries": str(tries)})
 
 
 @inside
