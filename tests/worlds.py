@@ -11,6 +11,7 @@ import faulthandler
 import functools
 import ipaddress
 import os
+import resource
 import select
 import shutil
 import socket
@@ -110,6 +111,8 @@ class World:
             privilege.disinherit()
         elif not privilege.is_root():  # who starts a gateway passes capabilities on to it
             _inherit()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # some tests are a thousand clients and their servers
         faulthandler.dump_traceback_later(_CHILD_SECONDS, exit=True, file=2)
 
     def connect(self) -> GatewayClient:
