@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import socket
 import time
@@ -182,6 +183,8 @@ def memory(status: Path, which: str) -> int:
 @pytest.mark.parametrize("host", HOSTS)
 def test_five_hundred_at_once(world: World, host: str) -> None:
     """Five hundred clients that connect at the same moment are all served, each with its own data."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # both ends are ours
     with at(world.internet):
         listener = listen(host)
         listener.listen(1000)
