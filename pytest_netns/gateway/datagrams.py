@@ -50,11 +50,13 @@ class Claim:
 
     Attributes:
         inner: the socket.
+        leaf: the IPv4 address of the client's leaf.
         rules: what the exchange rests on.
         busy: whether packets came through the queue lately.
     """
 
     inner: socket.socket
+    leaf: str
     rules: Rules
     busy: bool = True
 

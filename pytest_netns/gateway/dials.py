@@ -61,15 +61,15 @@ async def dial(target: Target, in_hub: InHub) -> socket.socket:
 
 
 class Dials:
-    """The sockets that are being made, by the address of the leaf whose flow waits for them."""
+    """The sockets that are being made, by the leaf whose flow waits for them."""
 
     def __init__(self) -> None:
         self._by_leaf: dict[str, dict[asyncio.Future[socket.socket], Rules]] = {}
 
-    async def wait(self, work: Awaitable[socket.socket], leaf_address: str, rules: Rules) -> socket.socket:
+    async def wait(self, work: Awaitable[socket.socket], leaf: str, rules: Rules) -> socket.socket:
         """Return the socket once it is made; PermissionError where the flow, let through by ``rules``, is cut first."""
         task = asyncio.ensure_future(work)
-        tasks = self._by_leaf.setdefault(leaf_address, {})
+        tasks = self._by_leaf.setdefault(leaf, {})
         tasks[task] = rules
         wanted = False
         try:
@@ -77,8 +77,8 @@ class Dials:
             wanted = task in tasks
         finally:
             tasks.pop(task, None)
-            if not tasks and self._by_leaf.get(leaf_address) is tasks:
-                del self._by_leaf[leaf_address]
+            if not tasks and self._by_leaf.get(leaf) is tasks:
+                del self._by_leaf[leaf]
             if not wanted:
                 task.cancel()
                 task.add_done_callback(_discard)
@@ -86,9 +86,9 @@ class Dials:
             raise PermissionError(errno.EPERM, CUT_SHORT)
         return task.result()
 
-    def cut(self, leaf_address: str, cuts: Callable[[Rules], bool]) -> None:
+    def cut(self, leaf: str, cuts: Callable[[Rules], bool]) -> None:
         """Give up a leaf's sockets whose rules are such that ``cuts`` tells of."""
-        tasks = self._by_leaf.get(leaf_address, {})
+        tasks = self._by_leaf.get(leaf, {})
         for task in [task for task, rules in tasks.items() if cuts(rules)]:
             del tasks[task]
             task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
@@ -30,6 +31,7 @@ from pytest_netns.rules import EgressRule
 _HOST_LOOPBACK: Final = frozenset({addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6})
 _HELD: Final = 256  # packets of one flow that wait for its verdict
 _PENDING: Final = 1024  # flows of one leaf that wait for theirs; the kernel's queue is all leaves'
+_SHARE: Final = 8  # and one in so many of the gateway's descriptors at most, since each may have a socket by then
 
 
 class EgressControl:
@@ -54,6 +56,7 @@ class EgressControl:
         self._leaf_of = leaf_of
         self._held: dict[tuple[int, Key], list[Queued]] = {}
         self._pending: Counter[LiveLeaf] = Counter()
+        self._at_most = min(_PENDING, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
         self._tasks: set[asyncio.Task[None]] = set()
         asyncio.get_running_loop().add_reader(hub.queue, self.read)
 
@@ -99,7 +102,7 @@ class EgressControl:
         mark = MARK_RELAY if self._relay.expects(flow) else self._decide(leaf, flow, forwarded=forwarded)
         if isinstance(mark, int):
             self._send(queued, mark)
-        elif self._pending[leaf] >= _PENDING:
+        elif self._pending[leaf] >= self._at_most:
             mark.close()
             self._send(queued, None)
         else:
@@ -163,7 +166,10 @@ class EgressControl:
         if name is not None and rule is not None and leaf.policy.sni and flow.protocol == packet.TCP:
             inspect = sni.inspector(rule, lambda why: self._refuse_tls(leaf, flow, name, why))
         return await self._told(
-            leaf, flow, targets, Passage(entry, () if rule is None else (rule,), inspect, flow.protocol == packet.UDP)
+            leaf,
+            flow,
+            targets,
+            Passage(leaf.address, entry, () if rule is None else (rule,), inspect, flow.protocol == packet.UDP),
         )
 
     async def _targets(
@@ -229,11 +235,11 @@ class EgressControl:
         if peer is not None and (not udp or await self._relay.takes_datagrams(peer.leaf, port, version)):
             with contextlib.suppress(OSError):
                 near = Target(peer.addresses[version == 6], port, in_hub=True)
-                return await self._relay_to(leaf, flow, [(near, ())], Passage(rules=rules))
+                return await self._relay_to(leaf, flow, [(near, ())], Passage(leaf.address, rules=rules))
         host = Target("127.0.0.1" if version == 4 else "::1", port)
         record = _flow(leaf, flow, ALLOWED, address=host.host, rule=decision.rule)
         entry = self._log.add(record, leaf.owner.name, needed=False)
-        mark = await self._told(leaf, flow, [(host, ())], Passage(entry, rules, datagrams=udp))
+        mark = await self._told(leaf, flow, [(host, ())], Passage(leaf.address, entry, rules, datagrams=udp))
         if mark == MARK_RELAY and leaf.owner.record and not owned:
             self._log.need(record, leaf.owner.name)
         return mark

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from typing import Final, TypeAlias
@@ -27,6 +28,8 @@ Answer: TypeAlias = "bytes | Coroutine[None, None, bytes] | None"
 
 _DATAGRAM: Final = 65535
 _TIMEOUT: Final = 10.0  # seconds; a client of the TCP service that says nothing is hung up on
+_CLIENTS: Final = 64  # of the TCP service, at once, from one leaf
+_BREATHER: Final = 0.1  # seconds
 _TTL: Final = 5  # seconds
 _AT_ONCE: Final = 32
 _OWN_REVERSE_ZONES: Final = ("18.198.in-addr.arpa", "19.198.in-addr.arpa", "127.in-addr.arpa", ".ip6.arpa")
@@ -51,20 +54,24 @@ class NameServer:
         self._leaf_of = leaf_of
         self._last_refused: tuple[str, str, int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        asyncio.get_running_loop().add_reader(hub.dns_udp, self.read)
-        self._spawn(self._serve_tcp())
+        self._clients: dict[LiveLeaf, dict[asyncio.Task[None], None]] = {}
+        loop = asyncio.get_running_loop()
+        loop.add_reader(hub.dns_udp, self.read)
+        loop.add_reader(hub.dns_tcp, self._accept)
 
     async def stop(self) -> None:
         """Stop reading."""
-        asyncio.get_running_loop().remove_reader(self._hub.dns_udp)
+        for opened in (self._hub.dns_udp, self._hub.dns_tcp):
+            asyncio.get_running_loop().remove_reader(opened)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def read(self) -> None:
         """Answer the datagrams that wait, as many as one turn may take."""
@@ -132,22 +139,58 @@ class NameServer:
             flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason=reason)
             self._log.add(flow, leaf.owner.name)
 
-    async def _serve_tcp(self) -> None:
-        server = await asyncio.start_server(self._serve_client, sock=self._hub.dns_tcp)
-        async with server:
-            await server.serve_forever()
+    def _accept(self) -> None:
+        """Take a client on; one too many from the same leaf has the oldest hung up on."""
+        loop = asyncio.get_running_loop()
+        try:
+            connection, client = self._hub.dns_tcp.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # out of descriptors: clients wait until some are free
+            loop.remove_reader(self._hub.dns_tcp)
+            loop.call_later(_BREATHER, loop.add_reader, self._hub.dns_tcp, self._accept)
+            return
+        leaf = self._leaf_of(client[0])
+        if leaf is None:
+            connection.close()
+            return
+        clients = self._clients.setdefault(leaf, {})
+        if len(clients) >= _CLIENTS:
+            oldest = next(iter(clients))
+            del clients[oldest]
+            oldest.cancel()
 
-    async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client: tuple[str, int] = writer.get_extra_info("peername")
+        def finish(task: asyncio.Task[None]) -> None:
+            connection.close()
+            clients.pop(task, None)
+            if not clients and self._clients.get(leaf) is clients:
+                del self._clients[leaf]
+
+        connection.setblocking(False)
+        task = self._spawn(self._serve_client(connection, client))
+        clients[task] = None
+        task.add_done_callback(finish)
+
+    async def _serve_client(self, connection: socket.socket, client: tuple[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def read(size: int) -> bytes:
+            data = bytearray()
+            while len(data) < size:
+                piece = await loop.sock_recv(connection, size - len(data))
+                if not piece:
+                    raise EOFError
+                data += piece
+            return bytes(data)
+
         with contextlib.suppress(OSError, EOFError, asyncio.TimeoutError):
             while True:
-                size = int.from_bytes(await asyncio.wait_for(reader.readexactly(2), _TIMEOUT), "big")
-                query = await asyncio.wait_for(reader.readexactly(size), _TIMEOUT)
+                size = int.from_bytes(await asyncio.wait_for(read(2), _TIMEOUT), "big")
+                query = await asyncio.wait_for(read(size), _TIMEOUT)
                 answer = self._answer(query, client)
                 if isinstance(answer, Coroutine):
                     answer = await answer
                 if answer is None:
                     break
-                writer.write(len(answer).to_bytes(2, "big") + answer)
-                await asyncio.wait_for(writer.drain(), _TIMEOUT)
-        writer.close()
+                sized = len(answer).to_bytes(2, "big") + answer
+                await asyncio.wait_for(loop.sock_sendall(connection, sized), _TIMEOUT)

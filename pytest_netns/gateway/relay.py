@@ -11,6 +11,7 @@ import contextlib
 import errno
 import resource
 import socket
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -35,16 +36,17 @@ class Passage:
     """What an allowed flow takes along.
 
     Attributes:
+        leaf: the IPv4 address of the leaf whose it is, whichever family it is of.
         entry: its record; None for one that does not leave the leaves.
         rules: what it rests on.
         inspect: the judge of what the client says.
         datagrams: whether it is an exchange by UDP, which may be given up when nothing has come for long.
     """
 
+    leaf: str
     entry: Entry | None = None
     rules: Rules = ()
     inspect: Inspect | None = None
-
     datagrams: bool = False
 
     @property
@@ -62,7 +64,7 @@ class _Waiting:
 
 _CLAIM_TIMEOUT: Final = 10.0
 _BREATHER: Final = 0.1
-_SHARE: Final = 8  # of the gateway's descriptors, two for each flow, a leaf may have a quarter
+_SHARE: Final = 4  # a leaf may hold one in so many of the gateway's descriptors
 
 
 def key_of(flow: Endpoints) -> Key:
@@ -85,6 +87,7 @@ class Relay:
         self._log = log
         self._pipes = Pipes()
         self._at_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
+        self._waiting_of: Counter[str] = Counter()
         self._dials = Dials()
         self._waiting: dict[Key, _Waiting] = {}
         self._begun: dict[Key, int] = {}
@@ -101,9 +104,11 @@ class Relay:
             OSError: as the client's own call would.
         """
         key = key_of(flow)
-        upstream = await self._dials.wait(dial(target, self._in_hub), key[0], passage.rules)
+        upstream = await self._dials.wait(dial(target, self._in_hub), passage.leaf, passage.rules)
         if key in self._waiting:  # of a client that went away, and left its port to this one
             self._give_up(key)
+        self._make_room(passage.leaf)
+        self._waiting_of[passage.leaf] += 1
         self._waiting[key] = _Waiting(upstream, passage, flow.sequence)
         self._begun[key] = flow.sequence
         asyncio.get_running_loop().call_later(_CLAIM_TIMEOUT, self._expire, key, upstream)
@@ -120,13 +125,13 @@ class Relay:
         try:
             upstream.connect(target[:2])
             datagrams.make_room(upstream)
-            inner = await self._dials.wait(self._in_hub(datagrams.socket_for, key), key[0], passage.rules)
+            inner = await self._dials.wait(self._in_hub(datagrams.socket_for, key), passage.leaf, passage.rules)
         except BaseException:
             upstream.close()
             raise
-        self._claims[key] = claim = Claim(inner, passage.rules)
+        self._claims[key] = claim = Claim(inner, passage.leaf, passage.rules)
         claim.begin()
-        self._start(key[0], self._exchange(key, claim, upstream, passage), passage, (inner, upstream))
+        self._start(self._exchange(key, claim, upstream, passage), passage, (inner, upstream))
         return MARK_RELAY
 
     async def takes_datagrams(self, leaf: Leaf, port: int, version: int) -> bool:
@@ -153,11 +158,11 @@ class Relay:
         except OSError:
             reset(client)
             return
-        passage = Passage()
-        self._start(leaf_address, self._carry(client, _Waiting(inner, passage)), passage, (client, inner))
+        passage = Passage(leaf_address)
+        self._start(self._carry(client, _Waiting(inner, passage)), passage, (client, inner))
 
-    def cut(self, leaf_address: str, policy: Policy | None = None) -> None:
-        """Reset the connections of one of a leaf's addresses, those that are being made included.
+    def cut(self, leaf: str, policy: Policy | None = None) -> None:
+        """Reset a leaf's connections, those that are being made included; it is known by its IPv4 address.
 
         With ``policy``, those that it allows go on.
         """
@@ -165,27 +170,26 @@ class Relay:
         def cuts(rules: Rules) -> bool:
             return policy is None or not goes_on(policy, rules)
 
-        self._dials.cut(leaf_address, cuts)
-        for key in [key for key in self._waiting if key[0] == leaf_address]:
-            if cuts(self._waiting[key].passage.rules):
+        self._dials.cut(leaf, cuts)
+        for key, waiting in list(self._waiting.items()):
+            if waiting.passage.leaf == leaf and cuts(waiting.passage.rules):
                 self._give_up(key, CUT_SHORT)
-        for key in [key for key, claim in self._claims.items() if key[0] == leaf_address and cuts(claim.rules)]:
+        for key in [key for key, claim in self._claims.items() if claim.leaf == leaf and cuts(claim.rules)]:
             del self._claims[key]
-        for task, passage in list(self._flows.get(leaf_address, {}).items()):
+        for task, passage in list(self._flows.get(leaf, {}).items()):
             if cuts(passage.rules):
                 task.cancel()
 
     def _start(
-        self, leaf_address: str, work: Coroutine[Any, Any, None], passage: Passage, sockets: Iterable[socket.socket]
+        self, work: Coroutine[Any, Any, None], passage: Passage, sockets: Iterable[socket.socket]
     ) -> asyncio.Task[None]:
-        tasks = self._flows.setdefault(leaf_address, {})
-        if len(tasks) >= self._at_most:
-            self._make_room(tasks)
+        self._make_room(passage.leaf)
+        tasks = self._flows.setdefault(passage.leaf, {})
 
         def finish(task: asyncio.Task[None]) -> None:
             tasks.pop(task, None)
-            if not tasks and self._flows.get(leaf_address) is tasks:
-                del self._flows[leaf_address]
+            if not tasks and self._flows.get(passage.leaf) is tasks:
+                del self._flows[passage.leaf]
             for opened in sockets:  # a task that is cancelled before it begins does not close them
                 reset(opened)
             self.end(passage, CUT_SHORT)
@@ -195,12 +199,22 @@ class Relay:
         task.add_done_callback(finish)
         return task
 
-    @staticmethod
-    def _make_room(tasks: dict[asyncio.Task[None], Passage]) -> None:
-        """End a leaf's oldest exchange of datagrams, or else its oldest connection: others need descriptors, too."""
-        oldest = next((task for task, passage in tasks.items() if passage.datagrams), next(iter(tasks)))
-        del tasks[oldest]
-        oldest.cancel()
+    def _make_room(self, leaf: str) -> None:
+        """Let a leaf that has its share of descriptors end something: others need some, too.
+
+        That is its oldest exchange of datagrams, or else what has waited longest for its client, or a connection.
+        """
+        tasks = self._flows.get(leaf, {})
+        if 2 * len(tasks) + self._waiting_of[leaf] + 2 <= self._at_most:
+            return
+        oldest = next((task for task, passage in tasks.items() if passage.datagrams), None)
+        if oldest is None and self._waiting_of[leaf]:
+            self._give_up(next(key for key, waiting in self._waiting.items() if waiting.passage.leaf == leaf))
+            return
+        oldest = oldest or next(iter(tasks), None)
+        if oldest is not None:
+            del tasks[oldest]
+            oldest.cancel()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -217,12 +231,12 @@ class Relay:
             return
         destination = inner.getsockname()
         key = peer[0], peer[1], destination[0], destination[1]
-        waiting = self._waiting.pop(key, None)
-        if waiting is None:  # nobody decided on it
+        if key not in self._waiting:  # nobody decided on it, or it was given up
             reset(inner)
             return
+        waiting = self._taken(key)
         inner.setblocking(False)
-        task = self._start(peer[0], self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
+        task = self._start(self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
         task.add_done_callback(lambda _: self._over(key, waiting.sequence))
 
     async def _carry(self, client: socket.socket, waiting: _Waiting) -> None:
@@ -264,8 +278,15 @@ class Relay:
         if waiting is not None and waiting.upstream is upstream:
             self._give_up(key)
 
-    def _give_up(self, key: Key, reason: str = "the client went away before it was connected") -> None:
+    def _taken(self, key: Key) -> _Waiting:
         waiting = self._waiting.pop(key)
+        self._waiting_of[waiting.passage.leaf] -= 1
+        if not self._waiting_of[waiting.passage.leaf]:
+            del self._waiting_of[waiting.passage.leaf]
+        return waiting
+
+    def _give_up(self, key: Key, reason: str = "the client went away before it was connected") -> None:
+        waiting = self._taken(key)
         waiting.upstream.close()
         self._over(key, waiting.sequence)
         self.end(waiting.passage, reason)

@@ -187,8 +187,7 @@ class Gateway:
         """Go by a policy from now on; connections that it does not allow are cut."""
         live.policy, before = policy, live.policy
         if not set(before.rules) <= set(policy.rules):
-            for address in live.addresses:
-                self._relay.cut(address, policy)
+            self._relay.cut(live.address, policy)
         asks = live.owner.own is not None and (
             policy.everything or any(rule.host == LOCALHOST for rule in policy.rules)
         )
@@ -230,8 +229,7 @@ class Gateway:
         if live.asks:
             self._ask_of(live, asks=False)
         self._publisher.close(live.name)
-        for address in live.addresses:
-            self._relay.cut(address)
+        self._relay.cut(live.address)
         for key in (live.leaf.addresses.hub_ifindex, live.address):
             self._by_key.pop(key, None)
         self._log.forget(live.name)
