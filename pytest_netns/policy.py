@@ -83,15 +83,17 @@ def may_resolve(policy: Policy, name: str) -> bool:
 
 
 def rules_to_stand_for(
-    policy: Policy, address: Address, protocol: str | None = None, port: int = 0
+    policy: Policy, address: Address, protocol: str | None = None, port: int = 0, *, own: bool = False
 ) -> tuple[EgressRule, ...] | None:
     """Return the rules, besides the name's own, by which an allowed name leads to an address; None if it may not.
 
-    A name's owner says what it resolves to, so what the host keeps to itself or to its link, cloud metadata
-    services for one, needs a rule of its own: for this protocol and port, or for any where None is given.
+    A name's owner says what it resolves to, so the host itself and what it keeps to its link, cloud metadata
+    services for one, need a rule of their own: for this protocol and port, or for any where None is given.
+    ``own`` tells that the address is one of the host's.
     """
     inner = embedded_ipv4(address) if isinstance(address, ipaddress.IPv6Address) else None
-    if not (_is_private_to_the_host(address) or (inner is not None and _is_private_to_the_host(inner))):
+    private = own or _is_private_to_the_host(address) or (inner is not None and _is_private_to_the_host(inner))
+    if not private:
         return () if _is_outside(address) and (inner is None or _is_outside(inner)) else None
     if policy.everything:
         return () if _is_outside(address) or address.is_loopback else None

@@ -166,6 +166,17 @@ def test_what_a_name_may_stand_for(address: str, rules: tuple[str, ...], allowed
     assert (rules_to_stand_for(policy, ipaddress.ip_address(address), "tcp", 443) is not None) is allowed
 
 
+@pytest.mark.parametrize("address", ["203.0.113.1", "2001:db8::1"])
+def test_name_for_the_host_itself(address: str) -> None:
+    """An address of the host's own takes a rule of its own, like its loopback; while recording nothing does."""
+    one = ipaddress.ip_address(address)
+    listed = f"[{address}]:443" if ":" in address else f"{address}:443"
+    assert rules_to_stand_for(policy_of("*.example.com"), one, "tcp", 443, own=True) is None
+    assert rules_to_stand_for(policy_of(listed), one, "tcp", 443, own=True) == (EgressRule.parse(listed),)
+    assert rules_to_stand_for(policy_of(listed), one, "tcp", 80, own=True) is None
+    assert rules_to_stand_for(policy_of(everything=True), one, "tcp", 80, own=True) == ()
+
+
 @given(st.ip_addresses(), PORTS, st.sampled_from(["tcp", "udp"]))
 def test_rules_allow_what_they_cover_and_no_more(destination: Address, port: int, protocol: str) -> None:
     """A decision to relay rests on a rule that covers the endpoint, and there is a rule for each endpoint."""

@@ -20,7 +20,7 @@ from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.packet import Endpoints
 from pytest_netns.gateway.relay import Key, Passage, Relay, goes_on, key_of, mark_for
-from pytest_netns.gateway.resolver import LookupFailedError, Resolver
+from pytest_netns.gateway.resolver import Found, LookupFailedError, Resolver
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.worker import LiveLeaf
 from pytest_netns.kernel import nft
@@ -177,14 +177,24 @@ class EgressControl:
     ) -> tuple[list[tuple[Target, Rules]], str | None]:
         """Return where a name's connections go in the family that was dialled, or why they go nowhere."""
         found = await self._resolver.look_up(name, leaf)
-        family = [address for address in found if address.version == flow.destination.version]
-        permitted = []
-        for address in family:
-            rules = policy.rules_to_stand_for(leaf.policy, address, flow.protocol_name, flow.destination_port)
-            if rules is not None:
-                permitted.append((Target(str(address), flow.destination_port), rules))
-        reason = f"{name} is {family[0]} now, which takes a rule of its own" if family and not permitted else None
+        family = [one for one in found if one.address.version == flow.destination.version]
+        permitted = self._permitted(leaf.policy, flow, family)
+        if leaf.owner.record and not self._permitted(replace(leaf.policy, everything=False), flow, family):
+            for target, _ in permitted:
+                self._log.need(_flow(leaf, flow, ALLOWED, address=target.host), leaf.owner.name)
+        refused = family and not permitted
+        reason = f"{name} is {family[0].address} now, which takes a rule of its own" if refused else None
         return permitted, reason
+
+    @staticmethod
+    def _permitted(going_by: policy.Policy, flow: Endpoints, found: list[Found]) -> list[tuple[Target, Rules]]:
+        """Return which of a name's addresses it may lead to, and by which rules besides its own."""
+        port = flow.destination_port
+        ways = [
+            (address, policy.rules_to_stand_for(going_by, address, flow.protocol_name, port, own=own))
+            for address, own in found
+        ]
+        return [(Target(str(address), port), rules) for address, rules in ways if rules is not None]
 
     async def _told(
         self, leaf: LiveLeaf, flow: Endpoints, targets: list[tuple[Target, Rules]], passage: Passage

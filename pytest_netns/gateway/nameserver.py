@@ -123,9 +123,11 @@ class NameServer:
             return dns.fail(question, str(error))
         if not found:
             return dns.missing(question)
-        permitted = [address for address in found if policy.rules_to_stand_for(leaf.policy, address) is not None]
+        permitted = [
+            address for address, own in found if policy.rules_to_stand_for(leaf.policy, address, own=own) is not None
+        ]
         if not permitted:
-            reason = f"an allowed name, but it is {found[0]}, which takes a rule of its own"
+            reason = f"an allowed name, but it is {found[0].address}, which takes a rule of its own"
             self._record(leaf, name, port, reason)
             return dns.refuse(question, reason)
         versions = {address.version for address in permitted}

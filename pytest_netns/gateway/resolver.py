@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import weakref
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytest_netns.policy import Address
 
@@ -20,6 +20,13 @@ _AT_ONCE_EACH: Final = 16
 _MISSING: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 
+class Found(NamedTuple):
+    """One of a name's addresses, and whether it is the host's own."""
+
+    address: Address
+    own: bool
+
+
 class LookupFailedError(OSError):
     """The host could not find out whether the name exists."""
 
@@ -28,11 +35,11 @@ class Resolver:
     """The host's resolver, asked through getaddrinfo(3): its files, caches and search order apply."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[float, asyncio.Future[list[Address]]]] = {}
+        self._known: dict[str, tuple[float, asyncio.Future[list[Found]]]] = {}
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._turns: weakref.WeakKeyDictionary[object, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
-    async def look_up(self, name: str, asker: object) -> list[Address]:
+    async def look_up(self, name: str, asker: object) -> list[Found]:
         """Return a name's addresses in the host's order of preference; none where it does not exist.
 
         Whoever asks for many names at once waits, and keeps others from theirs as little as can be.
@@ -50,7 +57,7 @@ class Resolver:
                 return await asyncio.shield(known)
         return await asyncio.shield(known)
 
-    def _fresh(self, name: str) -> asyncio.Future[list[Address]] | None:
+    def _fresh(self, name: str) -> asyncio.Future[list[Found]] | None:
         """Return the look-up of a name that is going on, or has just succeeded."""
         oldest = time.monotonic() - _FRESH
         self._known = {
@@ -60,7 +67,7 @@ class Resolver:
         }
         return self._known.get(name, (0.0, None))[1]
 
-    async def _ask(self, name: str) -> list[Address]:
+    async def _ask(self, name: str) -> list[Found]:
         async with self._turn:
             try:
                 return await asyncio.wait_for(_in_thread(name), _TIMEOUT)
@@ -68,12 +75,12 @@ class Resolver:
                 raise LookupFailedError(f"no answer for {name} within {_TIMEOUT:.0f} s") from None
 
 
-def _in_thread(name: str) -> asyncio.Future[list[Address]]:
+def _in_thread(name: str) -> asyncio.Future[list[Found]]:
     """Look a name up in a thread that the process does not wait for when it ends."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[Address]] = loop.create_future()
+    future: asyncio.Future[list[Found]] = loop.create_future()
 
-    def settle(found: list[Address] | None, error: Exception | None) -> None:
+    def settle(found: list[Found] | None, error: Exception | None) -> None:
         if future.done():
             return
         if error is not None:
@@ -94,7 +101,7 @@ def _in_thread(name: str) -> asyncio.Future[list[Address]]:
     return future
 
 
-def _addresses(name: str) -> list[Address]:
+def _addresses(name: str) -> list[Found]:
     try:
         answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except socket.gaierror as error:
@@ -103,4 +110,16 @@ def _addresses(name: str) -> list[Address]:
         raise
     except UnicodeError:  # a label that is too long for Python's own encoder
         return []
-    return [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
+    found = [ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
+    return [Found(address, _is_own(address)) for address in found]
+
+
+def _is_own(address: Address) -> bool:
+    """Tell whether an address is this machine's: then what is sent there has it as its source, too."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))  # which sends nothing
+            return bool(probe.getsockname()[0] == str(address))
+    except OSError:
+        return False

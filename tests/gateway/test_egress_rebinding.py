@@ -9,13 +9,14 @@ import time
 import pytest
 from outside import METADATA, add_link_local, address_of, own, rule_for, sockets_in
 from traffic import DATAGRAM, STREAM, attempt, family_of, listen, refusals, served
-from worlds import HOSTS, OUTER, Visit, Witness, World, at, inside, nothing_arrived
+from worlds import HOSTS, OUTER, OUTER6, Visit, Witness, World, at, inside, nothing_arrived
 from zone import Zone
 
-# Loopback, link-local and unspecified, plainly and inside IPv6 addresses; groups, and the leaves' own range.
-PRIVATE4 = ["127.0.0.1", "127.8.9.1", "0.0.0.0", METADATA, "169.254.1.1", "224.0.0.251", "255.255.255.255"]
+# The host's own and its link's, plainly and inside IPv6 addresses; groups, and the leaves' own range.
+PRIVATE4 = ["127.0.0.1", "127.8.9.1", "0.0.0.0", METADATA, "169.254.1.1", "224.0.0.251", "255.255.255.255", str(OUTER)]
 PRIVATE6 = [
     *("::1", "::", "fe80::1", "ff02::1", "fd6e:6574:6e73:1::10"),
+    str(OUTER6),
     *("::ffff:7f00:1", "::ffff:a9fe:a9fe", "::ffff:0:0", "::7f00:1"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "2002:7f00:1::1", "2002:a9fe:a9fe::1"),
 ]
@@ -121,7 +122,7 @@ def test_private_among_others(world: World) -> None:
 
 @inside
 @KINDS
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", METADATA])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", METADATA, str(OUTER), str(OUTER6)])
 def test_private_with_a_rule(world: World, address: str, kind: int) -> None:
     """A name may lead to what is private to the host where a rule lists that, for this port and protocol."""
     add_link_local(world)
@@ -130,7 +131,7 @@ def test_private_with_a_rule(world: World, address: str, kind: int) -> None:
     with at(world.internet if address == METADATA else world.outer):
         port = served(address, kind=kind)
         other = served(address, kind=kind)
-    listed = rule_for(address if address == METADATA else "localhost", port, kind)
+    listed = rule_for("localhost" if address in ("127.0.0.1", "::1") else address, port, kind)
     visit = Visit(world, rules=[rule_for(name, "1-65535", kind), listed])
     dialled = address_of(visit.leaf, name)
     with at(visit.leaf):

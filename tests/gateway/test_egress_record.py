@@ -13,7 +13,7 @@ import dns.message
 import pytest
 from outside import address_of, own, sockets_in
 from traffic import DATAGRAM, STREAM, attempt, dial, listen, opened, port_of, served
-from worlds import HOSTS, Visit, World, at, inside, peer_pid, wait_until
+from worlds import HOSTS, OUTER, OUTER6, Visit, World, at, inside, peer_pid, wait_until
 from zone import Zone
 
 from pytest_netns.errors import NetnsError
@@ -69,6 +69,27 @@ def test_recording(world: World) -> None:
     assert recording.client.blocked(own=True) == []
     assert {flow.verdict for flow in recording.client.flows(recording.leaf.name)} == {"allowed"}
     assert everything(Visit(world, named(1), rules=[rule for _, rule in needed])) == told
+
+
+@inside
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", str(OUTER), str(OUTER6)])
+def test_recording_names_of_the_host(world: World, address: str) -> None:
+    """Of a name that leads to the host itself both rules are told that it takes: the name's and the address's."""
+    name = own("host.example.com")
+    Zone(world, {name: [address]})
+    with at(world.outer):
+        port = served(address)
+    recording = Visit(world, named(), record=True)
+
+    def told(visit: Visit) -> str | None:
+        address = address_of(visit.leaf, name)
+        with at(visit.leaf):
+            return attempt(address, port).error
+
+    assert told(recording) is None
+    rules = [rule for _, rule in recording.client.needed(own=True)]
+    assert len(rules) == 2
+    assert told(Visit(world, named(1), rules=rules)) is None
 
 
 @inside

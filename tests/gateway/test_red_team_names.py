@@ -8,7 +8,6 @@ import itertools
 import socket
 import time
 
-import pytest
 from attacks import HERE, HERE6, OUTSIDE, THERE, Siege, poke
 from packets import datagram, send
 from questions import NamedSiege, taken_for
@@ -162,7 +161,6 @@ def test_names_for_this_machine(world: World) -> None:
             assert one.recv(10) == b"x"
 
 
-@pytest.mark.xfail(strict=True, reason="only loopback counts as this machine")
 @inside
 def test_names_for_the_host_itself(world: World) -> None:
     """A name that leads to this machine by an address that is not loopback leads to none of its services."""
