@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_netns.errors import ServiceNotReadyError
+from pytest_netns.kernel.sockets import listeners
 
 if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
 
 __all__ = ["Published", "ServicePort"]
 
-_BIG_ENDIAN: Final = sys.byteorder == "big"
-_LISTEN: Final = "0A"
+_TAKERS: Final = ("127.0.0.1", "0.0.0.0")  # noqa: S104 - only compared
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.05
 
@@ -85,14 +84,14 @@ class ServicePort:
         return Published("127.0.0.1", self._namespace.publish(self.port))
 
     def _is_ready(self, patience: float) -> bool:
-        if {(self.host, self.port), ("0.0.0.0", self.port)} & set(_listeners("tcp")):  # noqa: S104 - only compared
+        if any(one.port == self.port and one.host in _TAKERS for one in listeners("tcp")):
             return True
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=patience):
             return True
         return False
 
     def _not_ready(self, timeout: float) -> str:
-        found = sorted({f"{_bracket(host)}:{port}" for table in ("tcp", "tcp6") for host, port in _listeners(table)})
+        found = sorted({one.endpoint.partition(" ")[2] for one in listeners("tcp")})
         seen = f"what listens there: {', '.join(found)}" if found else "no program listens on any TCP port there"
         inside = ", ".join(f"{pid} ({command})" for pid, command in self._namespace.processes()) or "none"
         return (
@@ -100,25 +99,3 @@ class ServicePort:
             f"{seen}; processes there: {inside}. Start the service inside (netns.popen, or from the test), "
             f"let it listen on {self.host} or 0.0.0.0 at the port netns_port, or allow it more time"
         )
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _listeners(table: str) -> list[tuple[str, int]]:
-    """List the listening sockets of the calling thread's network namespace; see proc_pid_net(5)."""
-    try:
-        with open(f"/proc/thread-self/net/{table}", encoding="ascii") as file:
-            rows = [line.split() for line in file][1:]
-    except FileNotFoundError:  # No IPv6 in this kernel.
-        return []
-    return [_endpoint(row[1]) for row in rows if row[3] == _LISTEN]
-
-
-def _endpoint(text: str) -> tuple[str, int]:
-    """Decode the kernel's form: 32-bit words in the machine's byte order, then the port."""
-    digits, _, port = text.partition(":")
-    words = (bytes.fromhex(digits[start : start + 8]) for start in range(0, len(digits), 8))
-    packed = b"".join(word if _BIG_ENDIAN else word[::-1] for word in words)
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)

@@ -11,7 +11,6 @@ import pytest
 from test_namespace import Recorder, ended, make_leaf
 from unshared import unshared
 
-from pytest_netns import service
 from pytest_netns.errors import ServiceNotReadyError
 from pytest_netns.namespace import Namespace
 from pytest_netns.service import Published, ServicePort
@@ -109,18 +108,3 @@ def test_publish() -> None:
     assert published.url == "http://127.0.0.1:48080"
     leaf.close()
     assert recorder.asked == [("publish", ("w0-t1", 8080)), ("unpublish", 48080), ("release", "w0-t1")]
-
-
-@pytest.mark.parametrize(
-    ("text", "endpoint"),
-    [
-        ("0100007F:1F90", ("127.0.0.1", 8080)),
-        ("00000000:0050", ("0.0.0.0", 80)),
-        ("00000000000000000000000001000000:0035", ("::1", 53)),
-        ("B80D01200000000000000000FFFF0000:FFFF", ("2001:db8::ffff", 65535)),
-    ],
-)
-@pytest.mark.skipif(sys.byteorder == "big", reason="the table has the machine's byte order")
-def test_decodes_the_kernels_table(text: str, endpoint: tuple[str, int]) -> None:
-    """Addresses of the kernel's tables are words in the machine's byte order."""
-    assert service._endpoint(text) == endpoint
