@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.report import LEFT, TITLE, remedy, shortened
+from pytest_netns.report import LEFT, TEARDOWN, remedy, shortened
 from pytest_netns.settings import EgressMode
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def _left_running(reports: Iterable[object]) -> list[str]:
     lines = []
     for one in reports:
         if isinstance(one, pytest.TestReport):
-            texts = [text for title, text in one.sections if title == TITLE]
-            lines += [f"{one.nodeid} {line}" for text in texts for line in text.splitlines() if line.startswith(LEFT)]
+            texts = [text for title, text in one.sections if title == TEARDOWN]
+            ends = (line for text in texts for line in text.splitlines() if line.startswith(f"{LEFT}, ended"))
+            lines += [f"{one.nodeid} {line}" for line in ends]
     return shortened(lines)

@@ -87,23 +87,33 @@ class Isolation:
             fixturedef.addfinalizer(detour.begin)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Tell what a failed test tried to reach, and what any test left running."""
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[Any]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Tell what there was in a failed test's network, and what any test left running."""
         result = yield
         record = item.stash.get(RECORD, None)
         if record is not None:
-            lines = []
-            if result.failed:
-                lines = record.describe(self.session.client) if record.lines is None else record.lines
-            if record.told and record.told in result.longreprtext:
-                lines = lines[:1]
+            lines = self._told(record, result, call) if result.failed else []
             record.told = ""
+            title = report.TITLE
             if result.when == "teardown":
-                lines = lines + record.endings()
+                title = report.TEARDOWN  # pytest shows it with a failure of the test, too
+                lines += record.endings() + record.strays()
                 del item.stash[RECORD]
             if lines:
-                result.sections.append((report.TITLE, "\n".join(lines)))
+                result.sections.append((title, "\n".join(lines)))
         return result
+
+    def _told(self, record: Record, result: pytest.TestReport, call: pytest.CallInfo[Any]) -> list[str]:
+        """Return what is told of a phase that failed."""
+        from pytest_netns.scene import gather  # noqa: PLC0415 - tests pass, as a rule
+
+        client = self.session.client
+        scene = record.scene or gather(record, client)
+        text = "\n".join([result.longreprtext, *(content for _, content in result.sections)])
+        lines = scene.told(blocked=not (record.told and record.told in result.longreprtext))
+        return lines + scene.hints(client, text, call.excinfo.tb if call.excinfo is not None else None)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
@@ -222,7 +232,9 @@ class Isolation:
             stay.go_to_base()
         leaf, self.leaf = self.leaf, None
         if failed and record is not None:
-            record.lines = record.describe(self.session.client)
+            from pytest_netns.scene import gather  # noqa: PLC0415 - tests pass, as a rule
+
+            record.scene = gather(record, self.session.client)
         if failed and item.config.getoption("usepdb"):
             self._kept = leaf  # it is given back when the next test is set up
             return
@@ -243,3 +255,4 @@ class Isolation:
             report.warn_of_threads(item, leftovers.leaf, leftovers.threads)
             if record is not None:
                 record.ended += leftovers.processes
+                record.threads += [thread.name for thread in leftovers.threads]

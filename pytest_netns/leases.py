@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.kernel.processes import Process
 
-__all__ = ["Leases", "Leftovers"]
+__all__ = ["Leases", "Leftovers", "threads_in"]
 
 _Key = tuple[Scope, "pytest.Item | pytest.Collector"]
 
@@ -147,12 +147,16 @@ def _fork_server() -> int:
 
 def _left_threads(leaf: Leaf) -> list[threading.Thread]:
     """Return the threads that were started in the leaf, and therefore live in it, and go on running."""
-    inode = os.fstat(leaf.place.net_fd).st_ino
-    left = [thread for thread in threading.enumerate() if _net_inode(thread) == inode]
+    left = threads_in(os.fstat(leaf.place.net_fd).st_ino)
     deadline = time.monotonic() + _PATIENCE
     for thread in left:
         thread.join(max(0.0, deadline - time.monotonic()))
     return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)
+
+
+def threads_in(net_inode: int) -> list[threading.Thread]:
+    """Return the threads, but for the calling one, that live in the network namespace with this inode number."""
+    return [thread for thread in threading.enumerate() if _net_inode(thread) == net_inode]
 
 
 def _net_inode(thread: threading.Thread) -> int | None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pytest_netns.errors import NetnsError
 from pytest_netns.settings import EgressMode, Mode, Settings
 
 if TYPE_CHECKING:
@@ -23,12 +22,27 @@ if TYPE_CHECKING:
     from pytest_netns.gateway.flows import Flow
     from pytest_netns.kernel.processes import Process
     from pytest_netns.namespace import Namespace
+    from pytest_netns.scene import Scene
 
-__all__ = ["LEFT", "RECORD", "TITLE", "NetnsWarning", "Record", "header", "remedy", "shortened", "warn_of_threads"]
+__all__ = [
+    "BLOCKED",
+    "LEFT",
+    "RECORD",
+    "TEARDOWN",
+    "TITLE",
+    "NetnsWarning",
+    "Record",
+    "header",
+    "leaf_line",
+    "remedy",
+    "shortened",
+    "warn_of_threads",
+]
 
 TITLE: Final = "netns"
+TEARDOWN: Final = "netns teardown"
 LEFT: Final = "left running"
-_BLOCKED: Final = "blocked"
+BLOCKED: Final = "blocked"
 _AT_MOST: Final = 20
 
 RECORD = pytest.StashKey["Record"]()
@@ -47,37 +61,33 @@ class Record:
         namespace: the test's leaf.
         own: whether the leaf is the test's, and not the worker's, which it only is a guest in.
         started: when the leaf was given to it, in seconds since the epoch.
-        lines: what is to be told of it, once it is gone; None as long as it lives.
+        scene: what is to be told of the leaf, once it is gone; None as long as it lives.
         told: what the failure of the current phase tells of attempts, which then need not be told again.
         ended: the processes that it left, with the signal that ended each.
+        threads: the names of the threads that it left.
     """
 
     test: str
     namespace: Namespace
     own: bool = True
     started: float = field(default_factory=time.time)
-    lines: list[str] | None = None
+    scene: Scene | None = None
     told: str = ""
     ended: list[tuple[Process, str]] = field(default_factory=list)
+    threads: list[str] = field(default_factory=list)
     _charged: set[Flow] = field(default_factory=set)
 
-    def describe(self, client: GatewayClient | None) -> list[str]:
-        """Ask the gateway what the test tried, and return the lines of the section."""
-        if client is None:
-            return []
-        try:
-            attempts = self.attempts(client)
-        except NetnsError as error:
-            return [f"the gateway does not tell what was blocked: {error}"]
-        return [f"leaf {self.namespace.name}: {self.namespace.ipv4}, {self.namespace.ipv6}", *self.tell(attempts)]
-
-    def attempts(self, client: GatewayClient) -> list[Flow]:
-        """Ask the gateway what the test has tried in vain by now."""
+    def flows(self, client: GatewayClient) -> list[Flow]:
+        """Ask the gateway what the test has tried by now."""
         leaves = [self.namespace.name]
         if self.namespace.worker is not None:
             leaves.append(self.namespace.worker.name)
         flows = [flow for leaf in leaves for flow in client.flows(leaf, after=self.started)]
-        return [flow for flow in flows if flow.verdict == _BLOCKED and self._concerns(flow)]
+        return [flow for flow in flows if self._concerns(flow)]
+
+    def attempts(self, client: GatewayClient) -> list[Flow]:
+        """Ask the gateway what the test has tried in vain by now."""
+        return [flow for flow in self.flows(client) if flow.verdict == BLOCKED]
 
     def fresh(self, client: GatewayClient) -> list[Flow]:
         """Ask the gateway what the test has tried in vain since this was last asked."""
@@ -107,6 +117,15 @@ class Record:
     def endings(self) -> list[str]:
         """Return a line for each process that was left and had to be ended."""
         return [f"{LEFT}, ended with {how}: pid {pid}: {command}" for (pid, command), how in self.ended]
+
+    def strays(self) -> list[str]:
+        """Return a line for each thread that was left, and goes on."""
+        return [f"{LEFT}: thread {name}" for name in self.threads]
+
+
+def leaf_line(namespace: Namespace) -> str:
+    """Return what names a leaf in a report."""
+    return f"leaf {namespace.name}: {namespace.ipv4}, {namespace.ipv6}"
 
 
 def _attempt(flow: Flow) -> str:

@@ -17,10 +17,12 @@ LAYERS = (
     {
         "closing",
         "detours",
+        "hints",
         "isolation",
         "leases",
         "markers",
         "report",
+        "scene",
         "scoping",
         "session",
         "settings",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +13,7 @@ from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
 from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, dial, log, start
 from pytest_netns.gateway.paths import LOCK_NAME, run_directory
+from pytest_netns.gateway.questions import Question
 
 __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
@@ -151,6 +152,14 @@ class GatewayClient:
     def flows(self, name: str, *, after: float = 0.0) -> list[Flow]:
         """Return what was tried from a leaf that is alive, oldest first, from a time on in seconds since the epoch."""
         return [Flow(**fields) for fields in self._rows(op="flows", leaf=name, after=after)]
+
+    def asked(self, name: str, *, after: float = 0.0) -> list[Question]:
+        """Return what names a leaf that is alive asked for, from a time on in seconds since the epoch."""
+        return [Question(*row) for row in self._rows(op="asked", leaf=name, after=after)]
+
+    def listening(self, ports: Iterable[int]) -> set[int]:
+        """Return on which of these TCP ports of the host's loopback somebody listens."""
+        return set(self._ask(op="listening", ports=sorted(ports))["ports"])
 
     def blocked(self, *, own: bool = False) -> list[BlockedSummary]:
         """Return the blocked endpoints of the whole run, over all workers, or only of this worker's leaves."""

@@ -29,6 +29,11 @@ def owned(pid: int, protocol: str, port: int, version: int) -> bool:
     return bool(wanted) and any(not wanted.isdisjoint(_open_files(member)) for member in _family(pid))
 
 
+def listens(port: int) -> bool:
+    """Tell whether anybody listens on this TCP port of the loopback that the calling thread has."""
+    return any(True for _ in _listening("tcp", port))
+
+
 def takes_datagrams(net_fd: int, home_fd: int, port: int, version: int) -> bool:
     """Tell whether a socket in a network namespace takes datagrams to a port of its loopback.
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Final, TypeAlias
 
 from pytest_netns import policy
@@ -19,6 +19,7 @@ from pytest_netns.gateway.dns import Question
 from pytest_netns.gateway.flows import BLOCKED, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
+from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.resolver import LookupFailedError, Resolver
 from pytest_netns.gateway.worker import LiveLeaf
 from pytest_netns.hostnames import normal_name
@@ -42,6 +43,8 @@ class NameServer:
         self,
         hub: Hub,
         log: FlowLog,
+        questions: Questions,
+        *,
         names: Names,
         resolver: Resolver,
         leaf_of: Callable[[int | str], LiveLeaf | None],
@@ -49,6 +52,7 @@ class NameServer:
         """Start reading; ``leaf_of`` finds a leaf by its address."""
         self._hub = hub
         self._log = log
+        self._questions = questions
         self._names = names
         self._resolver = resolver
         self._leaf_of = leaf_of
@@ -120,8 +124,10 @@ class NameServer:
         try:
             found = await self._resolver.look_up(name, leaf)
         except LookupFailedError as error:
+            self._questions.add(leaf.name, leaf.test, name, f"could not be looked up: {error}")
             return dns.fail(question, str(error))
         if not found:
+            self._questions.add(leaf.name, leaf.test, name, "allowed, but the host knows no such name")
             return dns.missing(question)
         permitted = [
             address for address, own in found if policy.rules_to_stand_for(leaf.policy, address, own=own) is not None
@@ -132,7 +138,9 @@ class NameServer:
             return dns.refuse(question, reason)
         versions = {address.version for address in permitted}
         stand_ins: tuple[Address, ...] = self._names.addresses(name, leaf.policy.rules)
-        return dns.answer(question, [address for address in stand_ins if address.version in versions], _TTL)
+        told = [address for address in stand_ins if address.version in versions]
+        self._questions.add(leaf.name, leaf.test, name, f"{_listed(permitted)}, known inside as {_listed(told)}")
+        return dns.answer(question, told, _TTL)
 
     def _record(self, leaf: LiveLeaf, name: str, port: int, reason: str | None = None) -> None:
         # A resolver asks for A and AAAA from one port: that is one attempt.
@@ -140,6 +148,7 @@ class NameServer:
             self._last_refused = (leaf.name, name, port)
             flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason=reason)
             self._log.add(flow, leaf.owner.name)
+            self._questions.add(leaf.name, leaf.test, name, reason or "not on the test's allow-list", refused=True)
 
     def _accept(self) -> None:
         """Take a client on; one too many from the same leaf has the oldest hung up on."""
@@ -196,3 +205,7 @@ class NameServer:
                     break
                 sized = len(answer).to_bytes(2, "big") + answer
                 await asyncio.wait_for(loop.sock_sendall(connection, sized), _TIMEOUT)
+
+
+def _listed(addresses: Iterable[Address]) -> str:
+    return ", ".join(map(str, addresses))

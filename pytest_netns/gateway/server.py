@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
-from pytest_netns.gateway import rulesets
+from pytest_netns.gateway import listeners, rulesets
 from pytest_netns.gateway.conversation import Clients, Reply
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
@@ -24,6 +24,7 @@ from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
 from pytest_netns.gateway.publish import Publisher
+from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
 from pytest_netns.gateway.relay import Relay
@@ -55,6 +56,7 @@ class Gateway:
         self._spares: dict[Worker, Spare] = {}
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
+        self._questions = Questions()
         operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
         self._clients = Clients(operations, self._bury)
         self._burial: asyncio.TimerHandle | None = None
@@ -71,7 +73,9 @@ class Gateway:
         self._control = EgressControl(
             self._hub, self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find
         )
-        self._name_server = NameServer(self._hub, self._log, names, resolver, self._find)
+        self._name_server = NameServer(
+            self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
+        )
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until the last client has gone."""
@@ -233,6 +237,7 @@ class Gateway:
         for key in (live.leaf.addresses.hub_ifindex, live.address):
             self._by_key.pop(key, None)
         self._log.forget(live.name)
+        self._questions.forget(live.name)
         self._factory.drop(live.leaf)
         if self._burial is None:
             self._burial = asyncio.get_running_loop().call_later(_BURIAL, self._hold_burial)
@@ -245,6 +250,16 @@ class Gateway:
         await self._caught_up()
         self._named(worker, leaf)
         return _page(self._log.of(leaf, after, since), Flow.to_dict)
+
+    async def _asked(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
+        await self._caught_up()
+        self._named(worker, leaf)
+        return _page(itertools.islice(self._questions.of(leaf, after), since, None), astuple)
+
+    def _listening(self, worker: Worker, ports: list[int]) -> Reply:
+        """Tell on which ports of the host's loopback somebody listens."""
+        del worker
+        return {"ports": [port for port in ports if listeners.listens(port)]}, ()
 
     async def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
         await self._caught_up()
@@ -282,7 +297,7 @@ _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for oth
 _PAGE_BYTES: Final = 64 * 1024
 _OPERATIONS: Final = (
     *("join", "lease", "release", "activate", "label", "allow"),
-    *("flows", "blocked", "needed", "log_to", "publish", "unpublish"),
+    *("flows", "asked", "listening", "blocked", "needed", "log_to", "publish", "unpublish"),
 )
 
 

@@ -1,0 +1,131 @@
+"""What a failed test's report says of its network, gathered while that is there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_netns.errors import NetnsError
+from pytest_netns.gateway.flows import ALLOWED
+from pytest_netns.hints import hints
+from pytest_netns.kernel.sockets import Listener, holders, listeners
+from pytest_netns.leases import threads_in
+from pytest_netns.report import BLOCKED, leaf_line, shortened
+
+if TYPE_CHECKING:
+    from pytest_netns.gateway.client import GatewayClient
+    from pytest_netns.gateway.flows import Flow
+    from pytest_netns.kernel.processes import Process
+    from pytest_netns.namespace import Namespace
+    from pytest_netns.report import Record
+
+__all__ = ["Scene", "gather"]
+
+_HERE = "the test's own process"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there was when a test failed.
+
+    Attributes:
+        lines: what is told of it.
+        ports: the TCP ports that somebody listened on, in the test's network or in its worker's.
+    """
+
+    lines: list[str]
+    ports: frozenset[int] = frozenset()
+
+    def told(self, *, blocked: bool) -> list[str]:
+        """Return the lines, those of blocked attempts only if wanted."""
+        return [line for line in self.lines if blocked or not line.startswith(BLOCKED)]
+
+    def hints(self, client: GatewayClient | None, text: str, traceback: TracebackType | None) -> list[str]:
+        """Return what the failure smells of; ``text`` is what is told of it, ``traceback`` where it was raised."""
+        if client is None:
+            return []
+        try:
+            return [f"hint: {hint}" for hint in hints(text, traceback, self.ports, client.listening)]
+        except NetnsError:  # it is gone, as the other lines say
+            return []
+
+
+def gather(record: Record, client: GatewayClient | None) -> Scene:
+    """Look at a test's network, and ask the gateway what was tried there."""
+    here = _inhabitants(record.namespace)
+    above = _inhabitants(record.namespace.worker)
+    lines = [
+        leaf_line(record.namespace),
+        *shortened([f"listening: {line}" for line in here.listening]),
+        *shortened([f"listening in the worker's network: {line}" for line in above.listening]),
+        *_attempts(record, client),
+        *shortened([f"running: {line}" for line in here.others]),
+    ]
+    return Scene(lines, frozenset(here.ports | above.ports))
+
+
+class _Inhabitants(NamedTuple):
+    listening: list[str]
+    others: list[str]
+    ports: set[int]
+
+
+def _inhabitants(namespace: Namespace | None) -> _Inhabitants:
+    """Look who is in a namespace: those that listen, and the other processes and threads."""
+    if namespace is None or namespace.closed:
+        return _Inhabitants([], [], set())
+    inside = namespace.processes()
+    with namespace:
+        found = listeners()
+    pids = [os.getpid(), *(process.pid for process in inside)]
+    held = holders([one.inode for one in found], pids)
+    lines = [_listening(one, held.get(one.inode, []), inside) for one in found]
+    serving = {pid for pids in held.values() for pid in pids}
+    others = [_named(process) for process in inside if process.pid not in serving]
+    threads = threads_in(os.fstat(namespace.fileno()).st_ino)
+    others += [f"thread {thread.name}" for thread in threads]
+    return _Inhabitants(list(dict.fromkeys(lines)), others, {one.port for one in found if one.protocol == "tcp"})
+
+
+def _listening(listener: Listener, pids: Iterable[int], inside: Iterable[Process]) -> str:
+    known = {process.pid: _named(process) for process in inside} | {os.getpid(): _HERE}
+    names = ", ".join(known[pid] for pid in pids if pid in known)
+    return f"{listener.endpoint}{', ' if names else ''}{names}"
+
+
+def _named(process: Process) -> str:
+    return f"pid {process.pid}: {process.command}"
+
+
+def _attempts(record: Record, client: GatewayClient | None) -> Iterator[str]:
+    if client is None:
+        return
+    try:
+        flows = record.flows(client)
+        asked = client.asked(record.namespace.name, after=record.started)
+    except NetnsError as error:
+        yield f"the gateway does not tell what was blocked: {error}"
+        return
+    yield from record.tell(flow for flow in flows if flow.verdict != ALLOWED)
+    yield from shortened(_allowed(flow for flow in flows if flow.verdict == ALLOWED))
+    names = [question for question in asked if question.test == record.test and not question.refused]
+    yield from shortened([f"asked: {question.name}: {question.outcome}" for question in names])
+
+
+def _allowed(flows: Iterable[Flow]) -> list[str]:
+    """Return a line for each endpoint that was let through: how often, by which rule, and what came of it."""
+    kinds: dict[tuple[str, str | None, str | None], Counter[str]] = {}
+    for flow in flows:
+        sums = kinds.setdefault((flow.endpoint, flow.rule, flow.reason), Counter())
+        sums.update(times=1, out=flow.sent, into=flow.received)
+    lines = []
+    for (endpoint, rule, reason), sums in kinds.items():
+        times = f" ({sums['times']} times)" if sums["times"] > 1 else ""
+        why = f' by "{rule}"' if rule else " without a rule"
+        came = f": {reason}" if reason else f": {sums['out']} B sent, {sums['into']} B received"
+        lines.append(f"allowed: {endpoint}{times}{why}{came}")
+    return lines
