@@ -40,14 +40,11 @@ _PLACES: Final = re.compile(
     b"(%b)" % b"|".join(map(re.escape, (_SENTINEL.ipv4.packed, _SENTINEL.ipv6.packed, _SENTINEL_INDEX, _SENTINEL_NAME)))
 )
 
-SYSCTLS: Final = {
-    # What lets loopback addresses cross the veth; see the ruleset.
-    "net/ipv4/conf/eth0/route_localnet": "1",
-    "net/ipv4/conf/eth0/accept_local": "1",
-    "net/ipv4/conf/eth0/rp_filter": "0",
-    "net/ipv4/conf/all/rp_filter": "0",
-    # An ordinary user may serve on port 80 or 53, as root could.
-    "net/ipv4/ip_unprivileged_port_start": "0",
+# What lets loopback addresses cross the veth; see the ruleset.
+_ETH0: Final = {
+    links.IPV4_DEVCONF_ROUTE_LOCALNET: 1,
+    links.IPV4_DEVCONF_ACCEPT_LOCAL: 1,
+    links.IPV4_DEVCONF_RP_FILTER: 0,
 }
 
 
@@ -61,8 +58,15 @@ def _ping_group_range() -> str:
     return f"{own} {own}"
 
 
-# Loopback does not ration ICMP, so neither does loopback that is shared; see the hub's.
-SYSCTLS_BEFORE_LINKS: Final = {"net/ipv4/ping_group_range": _ping_group_range(), "net/ipv4/icmp_ratemask": "0"} | (
+# Set before the links are made, which take their own from "default".
+SYSCTLS: Final = {
+    # An ordinary user may serve on port 80 or 53, as root could.
+    "net/ipv4/ip_unprivileged_port_start": "0",
+    "net/ipv4/ping_group_range": _ping_group_range(),
+    # Loopback does not ration ICMP, so neither does loopback that is shared; see the hub's.
+    "net/ipv4/icmp_ratemask": "0",
+    "net/ipv4/conf/all/rp_filter": "0",  # the greater of it and the interface's holds
+} | (
     {
         "net/ipv6/conf/default/accept_ra": "0",
         "net/ipv6/conf/default/accept_dad": "0",
@@ -176,6 +180,7 @@ def _leaf_side(addresses: Addresses) -> bytes:
     return b"".join(
         (
             links.set_up(LO_INDEX, _MTU),
+            links.configure(ETH0_INDEX, _ETH0),
             links.set_up(ETH0_INDEX),
             links.add_address(
                 ETH0_INDEX, addresses.ipv4, addressing.PREFIX_LENGTH, addressing.BROADCAST, prefix_route=False

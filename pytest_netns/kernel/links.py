@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE
@@ -31,7 +33,13 @@ _RT_SCOPE_HOST: Final = 254
 _RTPROT_STATIC: Final = 4
 _RTNH_F_ONLINK: Final = 4
 _FR_ACT_TO_TBL: Final = 1
-_ADDR_GEN_MODE_NONE: Final = 1
+_IFLA_AF_SPEC: Final = 26
+_IFLA_INET_CONF: Final = 1
+
+# The kernel's numbers, from <linux/ip.h>.
+IPV4_DEVCONF_RP_FILTER: Final = 8
+IPV4_DEVCONF_ACCEPT_LOCAL: Final = 23
+IPV4_DEVCONF_ROUTE_LOCALNET: Final = 26
 
 
 def _family(address: Address) -> int:
@@ -75,6 +83,20 @@ def set_up(index: int, mtu: int | None = None) -> bytes:
     """Raise an interface, and set its MTU where one is given."""
     attributes = [] if mtu is None else [("IFLA_MTU", mtu)]
     return encode(ifinfmsg(), RTM_NEWLINK, 0, {"index": index, "flags": _IFF_UP, "change": _IFF_UP}, attributes)
+
+
+def configure(index: int, settings: Mapping[int, int]) -> bytes:
+    """Change IPv4 settings of an interface, those in ``/proc/sys/net/ipv4/conf/*``, by their IPV4_DEVCONF_* numbers."""
+    values = b"".join(_attribute(number, struct.pack("=I", value)) for number, value in settings.items())
+    per_family = _attribute(socket.AF_INET, _attribute(_IFLA_INET_CONF, values))
+    message = bytearray(encode(ifinfmsg(), RTM_NEWLINK, 0, {"index": index}, []))
+    message += _attribute(_IFLA_AF_SPEC, per_family)  # pyroute2 knows its form in answers only, which is another
+    struct.pack_into("=I", message, 0, len(message))
+    return bytes(message)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def settle(index: int) -> bytes:

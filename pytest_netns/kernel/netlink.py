@@ -6,6 +6,8 @@ time that one high-level call for each step would.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import struct
@@ -27,8 +29,8 @@ NLM_F_APPEND: Final = 0x800
 _NLMSG_ERROR: Final = 2
 _NFNL_MSG_BATCH_END: Final = 0x11
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id; see netlink(7)
-_RECEIVE_BYTES: Final = 65536
-_TIMEOUT: Final = 10.0  # seconds; an acknowledgement takes microseconds unless the machine is stuck
+_RECEIVE_BYTES: Final = 8192  # the rest of a longer answer is dropped; what is looked at stands at its beginning
+_TIMEOUT: Final = 10  # seconds; an acknowledgement takes microseconds unless the machine is stuck
 
 
 class Batch(NamedTuple):
@@ -60,8 +62,8 @@ class NetlinkSocket:
     def __init__(self, protocol: int) -> None:
         """Open the socket; ``protocol`` is NETLINK_ROUTE or NETLINK_NETFILTER."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        self._socket.settimeout(_TIMEOUT)
-        self._socket.bind((0, 0))
+        # The kernel keeps the time. Python would call poll(2) for it, before each call.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT, 0))
 
     def request(self, messages: bytes | Batch, what: str) -> None:
         """Send encoded messages back to back and return when the kernel has carried out all of them.
@@ -73,7 +75,7 @@ class NetlinkSocket:
         self._socket.send(ready.messages)
         refused = 0
         while True:
-            for sequence, kind, payload in _split(self._socket.recv(_RECEIVE_BYTES)):
+            for sequence, kind, payload in _split(self._receive(what)):
                 if kind != _NLMSG_ERROR:
                     continue
                 refused = refused or -int.from_bytes(payload[:4], "little", signed=True)
@@ -89,18 +91,19 @@ class NetlinkSocket:
         """Return the descriptor."""
         return self._socket.fileno()
 
+    def _receive(self, what: str) -> bytes:
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            raise KernelError(errno.ETIMEDOUT, f"{what}: the kernel did not answer within {_TIMEOUT} s") from None
+
     def _finish(self, refused: int, what: str, *, drained: bool) -> None:
         if not refused:
             return
         if not drained:  # what else the batch brought would be taken for an answer to the next one
-            self._socket.settimeout(0)
-            try:
-                while self._socket.recv(_RECEIVE_BYTES):
+            with contextlib.suppress(BlockingIOError):
+                while self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
                     pass
-            except BlockingIOError:
-                pass
-            finally:
-                self._socket.settimeout(_TIMEOUT)
         raise KernelError(refused, f"{what}: {os.strerror(refused)}")
 
 

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from unshared import fresh, unshared
@@ -58,6 +59,20 @@ def test_one_batch_connects_two_namespaces() -> None:
         with socket.create_connection(address, timeout=5):
             peer = listener.accept()[1][0]
         assert peer in {str(HERE), str(HERE6)}
+
+
+@unshared
+def test_configures_an_interface_as_its_files_would() -> None:
+    """IPv4 settings that are sent as messages are what the interface's files in /proc show."""
+    names = {
+        "rp_filter": links.IPV4_DEVCONF_RP_FILTER,
+        "accept_local": links.IPV4_DEVCONF_ACCEPT_LOCAL,
+        "route_localnet": links.IPV4_DEVCONF_ROUTE_LOCALNET,
+    }
+    folder = Path("/proc/sys/net/ipv4/conf/lo")
+    for value in (1, 0):
+        request(opened(), links.configure(1, dict.fromkeys(names.values(), value)))
+        assert {name: (folder / name).read_text() for name in names} == dict.fromkeys(names, f"{value}\n")
 
 
 @unshared
