@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import fcntl
 import socket
 import struct
 from collections.abc import Callable
@@ -22,6 +23,8 @@ CHUNK: Final = 64 * 1024  # bytes that are read at once, and that an inspection 
 
 _BULK: Final = 256 * 1024  # bytes after which a direction counts as one that moves much
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_SIOCATMARK: Final = 0x8905
+_NOT_AT_MARK: Final = bytes(4)
 
 
 class Judgement(enum.Enum):
@@ -96,24 +99,28 @@ class _RefusedError(Exception):
 class _Block:
     """What one side said and the other has not taken yet; no more is read before that is gone."""
 
-    __slots__ = ("_data", "_inspect", "held")
+    __slots__ = ("_data", "_inspect", "_urgent", "held")
 
     def __init__(self, inspect: Inspect | None = None) -> None:
-        self._inspect, self._data = inspect, b""
+        self._inspect, self._data, self._urgent = inspect, b"", False
         self.held = 0  # what may be passed on: nothing while the inspection waits for more
 
     def room(self) -> int:
         return 0 if self.held else CHUNK - len(self._data)
 
     def fill(self, source: socket.socket) -> int:
-        data = source.recv(CHUNK - len(self._data))
+        urgent = _is_at_mark(source)
+        data = source.recv(1 if urgent else CHUNK - len(self._data))
+        if urgent and data and self._inspect is not None:  # the other end may take it for a part of the rest, or not
+            raise _RefusedError
+        self._urgent = urgent
         self._data += data
         if self._inspect is None or self._passes(self._inspect, data):
             self.held = len(self._data)
         return len(data)
 
     def drain(self, sink: socket.socket) -> int:
-        given = sink.send(self._data)
+        given = sink.send(self._data, socket.MSG_OOB if self._urgent else 0)
         self._data = self._data[given:]
         self.held -= given
         return given
@@ -125,6 +132,11 @@ class _Block:
         if judgement is Judgement.DONE:
             self._inspect = None
         return judgement is not Judgement.HOLD
+
+
+def _is_at_mark(source: socket.socket) -> bool:
+    """Tell whether the next byte is an urgent one; nothing reads past it at once, see sockatmark(3)."""
+    return fcntl.ioctl(source.fileno(), _SIOCATMARK, _NOT_AT_MARK) != _NOT_AT_MARK
 
 
 class _Shared:
@@ -170,6 +182,7 @@ class _Direction:
         """Begin; what the sink is given goes out at once, since its sender has waited already if it wanted to."""
         with contextlib.suppress(OSError):
             self._sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes keep their place
         self._turn()
 
     def stop(self) -> None:
@@ -193,11 +206,21 @@ class _Direction:
         self._stuck = True
         if self._eof or not store.room():
             return
+        taken = self._take(store)
+        if not taken and isinstance(store, Pipe) and _is_at_mark(self._source):  # which splice(2) never gets past
+            if store.held:
+                return
+            self._return_pipe()
+            self._bulk = self._moved + _BULK
+            taken = self._take(self._store)
+        if taken is not None:
+            self._stuck, self._eof = False, not taken
+
+    def _take(self, store: _Block | Pipe) -> int | None:
         try:
-            taken = store.fill(self._source)
+            return store.fill(self._source)
         except BlockingIOError:
-            return
-        self._stuck, self._eof = False, not taken
+            return None
 
     def _drain(self, store: _Block | Pipe) -> None:
         if not store.held:

@@ -206,6 +206,43 @@ class TestData:
         arrived = b"".join(read(carried.server, before + 1000))
         assert arrived == bytes(before) + bytes(number % 256 for number in range(1000))
 
+    @EITHER_WAY
+    @BOTH_PATHS
+    def test_urgent(self, carrier: Carrier, *, swapped: bool) -> None:
+        """An urgent byte is one at the other end, where it stood in the stream, and what follows it arrives."""
+        carried = carrier.carry()
+        one, other = carried.ends(swapped=swapped)
+        carried.move(MUCH)
+        for number in range(5):
+            one.sendall(b"before")
+            one.send(bytes([number]), socket.MSG_OOB)
+            assert b"".join(read(other, 6)) == b"before"
+            assert select.select([], [], [other], 5)[2]
+            other.setblocking(False)  # or it would be waited for what is not urgent
+            assert other.recv(1, socket.MSG_OOB) == bytes([number])
+            other.settimeout(5)
+            one.sendall(b"after")
+            assert b"".join(read(other, 5)) == b"after"
+        carried.move(MUCH)
+
+    @EITHER_WAY
+    @BOTH_PATHS
+    def test_urgent_in_much_data(self, carrier: Carrier, *, swapped: bool) -> None:
+        """An urgent byte amid much data keeps none of it from arriving, and is not lost where it is read in line."""
+        carried = carrier.carry()
+        one, other = carried.ends(swapped=swapped)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+        def send() -> None:
+            for _ in range(50):
+                one.sendall(bytes(30_000))
+                one.send(b"!", socket.MSG_OOB)
+            one.shutdown(socket.SHUT_WR)
+
+        start(send)
+        data = b"".join(read(other, 2 * MUCH))
+        assert data == (bytes(30_000) + b"!") * 50
+
     def test_many_at_once(self, carrier: Carrier) -> None:
         """200 connections are carried at once, each with its own data, and when silent cost no pipe."""
         connections = [carrier.carry() for _ in range(200)]
@@ -432,6 +469,14 @@ class TestInspection:
         over(carried.client)
         assert carried.result.result(5) is False
         assert carrier.volume(carried) == (3, 0)
+
+    def test_urgent(self, carrier: Carrier) -> None:
+        """Urgent data amid what is watched is refused: who receives it may read it as part of the rest, or not."""
+        carried = carrier.carry(lambda _: Judgement.PASS)
+        exchange(carried.client, carried.server)
+        carried.client.send(b"!", socket.MSG_OOB)
+        assert carried.result.result(5) is False
+        over(carried.server)
 
     def test_no_answer_to_much(self, carrier: Carrier) -> None:
         """An inspection may hold a limited amount back, and with no answer to that it is refused."""
