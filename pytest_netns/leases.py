@@ -22,6 +22,7 @@ from pytest_netns.tally import OUTSIDE
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.kernel.processes import Process
+    from pytest_netns.pools import Pools
 
 __all__ = ["Leases", "Leftovers", "threads_in"]
 
@@ -42,7 +43,14 @@ class Leases:
     """The leaves that are alive, by scope and by what they live for."""
 
     def __init__(
-        self, client: GatewayClient, worker: Namespace | None, base: Place, *, shared: bool, rules: Sequence[str] = ()
+        self,
+        client: GatewayClient,
+        worker: Namespace | None,
+        base: Place,
+        pools: Pools,
+        *,
+        shared: bool,
+        rules: Sequence[str] = (),
     ) -> None:
         """Begin with the worker leaf alone, if there is one.
 
@@ -50,12 +58,14 @@ class Leases:
             client: the gateway.
             worker: the worker leaf.
             base: where the process lives between tests.
+            pools: what makes threads that outlive a test follow the next.
             shared: whether the worker leaf serves the scope ``session``.
             rules: the egress rules for the run.
         """
         self._client = client
         self._worker = worker
         self._base = base
+        self._pools = pools
         self._shared = shared
         self._rules = rules
         self._alive: dict[_Key, Leaf] = {}
@@ -63,6 +73,7 @@ class Leases:
 
     def take(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Return the leaf that this test runs in, a new one unless its scope has one already."""
+        self._pools.look_again()
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
             self._client.label(self._worker.name, item.nodeid, rules=settings.allow, sni=settings.sni)
@@ -101,7 +112,7 @@ class Leases:
             NetnsError: some could not be ended.
         """
         self._alive.pop((leaf.scope, leaf.node), None)
-        threads = _left_threads(leaf)
+        threads = self._left_threads(leaf)
         try:
             return Leftovers(leaf.namespace.name, threads, _end_left(leaf.namespace, leaf.since))
         finally:
@@ -117,6 +128,15 @@ class Leases:
         if self._worker is not None:
             with contextlib.suppress(NetnsError):
                 _end_left(self._worker, since=None)
+
+    def _left_threads(self, leaf: Leaf) -> list[threading.Thread]:
+        """Return the threads that were started in the leaf, and therefore live in it, and go on working."""
+        inside = threads_in(os.fstat(leaf.place.net_fd).st_ino)
+        left = [thread for thread in inside if not self._pools.is_resting(thread)]
+        deadline = time.monotonic() + _PATIENCE
+        for thread in left:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)
 
 
 def _end_left(namespace: Namespace, since: int | None) -> list[tuple[Process, str]]:
@@ -143,15 +163,6 @@ def _fork_server() -> int:
     """
     server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     return getattr(server, "_forkserver_pid", None) or 0
-
-
-def _left_threads(leaf: Leaf) -> list[threading.Thread]:
-    """Return the threads that were started in the leaf, and therefore live in it, and go on running."""
-    left = threads_in(os.fstat(leaf.place.net_fd).st_ino)
-    deadline = time.monotonic() + _PATIENCE
-    for thread in left:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)
 
 
 def threads_in(net_inode: int) -> list[threading.Thread]:

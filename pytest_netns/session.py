@@ -190,6 +190,7 @@ class Session:
         from pytest_netns.kernel import privilege  # noqa: PLC0415
         from pytest_netns.leases import Leases  # noqa: PLC0415
         from pytest_netns.namespace import Namespace  # noqa: PLC0415
+        from pytest_netns.pools import Pools  # noqa: PLC0415
         from pytest_netns.scoping import Place, Traveller  # noqa: PLC0415
         from pytest_netns.stay import Stay  # noqa: PLC0415
 
@@ -214,7 +215,10 @@ class Session:
             traveller.go(traveller.base)
         privilege.disinherit()
         shared = settings.mode is Mode.ALL
-        leases = Leases(client, worker, traveller.base, shared=shared, rules=settings.allow)
+        pools = Pools()
+        self._cleanup.callback(pools.remove)
+        pools.install()
+        leases = Leases(client, worker, traveller.base, pools, shared=shared, rules=settings.allow)
         self.stay = Stay(client, traveller, host, returns, worker, leases)
         return self.stay
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from typing import Final
 
 import pytest
 
-__all__ = ["ROOT", "Suite", "adopt_orphans", "requires"]
+__all__ = ["IN_EVERY_WAY", "ROOT", "Suite", "adopt_orphans", "requires"]
 
 ROOT: Final = os.geteuid() == 0
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 _PATIENCE: Final = 10.0  # seconds for the gateway to end after its last worker
 _POLL: Final = 0.01
+
+_WAYS: Final = {"plain": (), "netns": ("--netns",), "workers": ("--netns", "-n2")}
+IN_EVERY_WAY: Final = pytest.mark.parametrize("way", _WAYS.values(), ids=_WAYS)
 
 TOOLS: Final = '''
 import contextlib, os, socket, threading
@@ -68,10 +72,19 @@ def adopt_orphans(*, wanted: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def requires(*distributions: str) -> pytest.MarkDecorator:
-    """Return a marker that skips where one of these is not installed."""
+def requires(*distributions: str, program: str | None = None) -> pytest.MarkDecorator:
+    """Return a marker that skips where one of these, or the program, is not installed.
+
+    Raises:
+        RuntimeError: it is to be installed here, says ``NETNS_WITH_PLUGINS`` in the environment.
+    """
     missing = [name for name in distributions if not _installed(name)]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+    if program is not None and shutil.which(program) is None and not Path(program).exists():
+        missing.append(program)
+    reason = f"not installed: {', '.join(missing)}"
+    if missing and "NETNS_WITH_PLUGINS" in os.environ:
+        raise RuntimeError(reason)
+    return pytest.mark.skipif(bool(missing), reason=reason)
 
 
 def _installed(name: str) -> bool:
@@ -121,6 +134,13 @@ class Suite:
         """Run pytest to its end, and see to it that nothing is left."""
         result = self.pytester.run(*self.command(*arguments, plugins=plugins), timeout=timeout)
         self.assert_nothing_left()
+        return result
+
+    def passes(self, *arguments: str, plugins: str = "", timeout: float = 60, **outcomes: int) -> pytest.RunResult:
+        """Run pytest to its end, and see to it that it has these outcomes, and nothing of ours to complain of."""
+        result = self.run(*arguments, plugins=plugins, timeout=timeout)
+        result.assert_outcomes(**outcomes)
+        result.stdout.no_re_match_line("=+ netns: |.*NetnsWarning")
         return result
 
     def start(self, *arguments: str, plugins: str = "") -> subprocess.Popen[str]:

@@ -21,6 +21,7 @@ LAYERS = (
         "isolation",
         "leases",
         "markers",
+        "pools",
         "report",
         "scene",
         "scoping",
