@@ -59,7 +59,7 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
         *_to_the_hub(),
         *[[*nft.fib_local(kind), *nft.l4proto(_UDP), *queue] for kind in ("broadcast", "multicast")],
         *[[*nft.fib_local(kind), DROP] for kind in ("broadcast", "multicast", "anycast")],
-        *_passed(),
+        *_passed(queue),
         *_never_again(),
         [*nft.l4proto(_TCP), *nft.transport_bytes(13, _SYN_ACK, _SYN, equal=False), *nft.reject_tcp_reset()],
         queue,
@@ -95,21 +95,18 @@ def asking(ifindex: int, *, asks: bool) -> bytes:
     return nft_table.transaction(change(HUB_TABLE, nft.NFPROTO_INET, ASKING, struct.pack("=I", ifindex)))
 
 
-def _passed() -> list[Rule]:
+def _passed(queue: Rule) -> list[Rule]:
     """Leave what the gateway was asked of, and the flows that began so, to the forward chain."""
     to_others = [_within(addressing.LEAVES), _within(addressing.LEAVES6)]
-    passed = ([*nft.mark(MARK_PASS), *nft.set_mark(0)], nft.ct_state(_ESTABLISHED_OR_RELATED))
+    udp = [*nft.l4proto(_UDP), *nft.transparent_socket()]
     return [
         [*nft.l4proto(_TCP), *nft.transparent_socket(), *nft.set_mark(MARK_RELAY), ACCEPT],
         # A UDP socket is bound before it is connected; until then it would take what other clients send there.
-        [
-            *nft.l4proto(_UDP),
-            *nft.transparent_socket(),
-            *nft.socket_mark(MARK_CLAIMED),
-            *nft.set_mark(MARK_RELAY),
-            ACCEPT,
-        ],
-        *[[*others, *condition, ACCEPT] for others in to_others for condition in passed],
+        [*udp, *nft.socket_mark(MARK_CLAIMED), *nft.set_mark(MARK_RELAY), ACCEPT],
+        *[[*others, *nft.mark(MARK_PASS), *nft.set_mark(0), ACCEPT] for others in to_others],
+        # Until it is claimed, the gateway is asked of each packet: an answered one would go on to the peer below.
+        [*nft.mark(0), *udp, *queue],
+        *[[*others, *nft.ct_state(_ESTABLISHED_OR_RELATED), ACCEPT] for others in to_others],
     ]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import threading
 
 import pytest
-from outside import AT_ONCE, lease, rule_for
+from attacks import hub_of
+from outside import AT_ONCE, LOOPBACK, lease, rule_for
 from traffic import DATAGRAM, STREAM, attempt, dial, echo, exchange, listen, port_of, reset, served, start, was_reset
-from worlds import HOSTS, Visit, World, at, inside, nothing_arrived
+from worlds import HOSTS, UNREACHABLE, Visit, World, at, inside, nothing_arrived
+
+from pytest_netns.kernel import links, privilege
+from pytest_netns.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 
 LOOPBACKS = pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
@@ -40,6 +45,26 @@ def test_host_is_reached(world: World, host: str, kind: int, name: str) -> None:
     (flow,) = visit.flows(leaf)
     assert (flow.verdict, flow.rule, flow.name) == ("allowed", rule_for("localhost", port, kind), None)
     assert (flow.address, flow.port, flow.protocol) == (host, port, "tcp" if kind == STREAM else "udp")
+
+
+@inside
+@LOOPBACKS
+def test_routes_that_change(own_world: World, host: str) -> None:
+    """A datagram right after the first answer arrives, also where the hub has got a route since."""
+    with at(own_world.outer):
+        port = served(host, kind=DATAGRAM)
+    visit = Visit(own_world, rules=[f"localhost:{port}/udp"])
+    with at(hub_of(visit)), privilege.raised():
+        route = NetlinkSocket(NETLINK_ROUTE)
+    for number in range(100, 110):
+        address = ipaddress.ip_address(UNREACHABLE[":" in host]) + number
+        with at(visit.leaf):
+            client = dial(host, port, DATAGRAM)
+        client.send(b"hello")
+        assert client.recv(100) == b"hello"
+        route.request(links.add_address(LOOPBACK, address, address.max_prefixlen), "change the hub's routes")
+        client.send(b"again")
+        assert client.recv(100) == b"again"
 
 
 @inside
