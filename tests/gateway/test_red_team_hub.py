@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from traffic import DATAGRAM, STREAM, attempt, dial, echo, listen, port_of
 from worlds import Place, World, at, inside, nothing_arrived
 
 from pytest_netns import addressing
+from pytest_netns.gateway.client import LeafGrant
 from pytest_netns.gateway.paths import SOCKET_NAME
 from pytest_netns.kernel import links, mounts, privilege
 
@@ -62,12 +64,13 @@ def test_forged_error_to_the_hub(world: World, host: str, kind: int) -> None:
             send(*errors((siege.own(host), ends[0]), ip(ends, number, transport)))
 
 
-def _neighbours(place: Place, without: str) -> set[tuple[str, ...]]:
-    """Return who has which address on the interfaces of a place, but for the one on which an address is."""
+def _neighbours(place: Place, leaves: Sequence[LeafGrant]) -> set[tuple[str, ...]]:
+    """Return who has which address on the hub's interfaces of some leaves; others come and go meanwhile."""
     with at(place):
         rows = [row.split() for row in Path("/proc/thread-self/net/arp").read_text(encoding="ascii").splitlines()[1:]]
-    but = next(row[5] for row in rows if row[0] == without)
-    return {tuple(row) for row in rows if row[5] != but}
+    interfaces = {row[5] for row in rows if row[0] in {leaf.ipv4 for leaf in leaves} and row[2] == "0x6"}
+    assert len(interfaces) == len(leaves)
+    return {tuple(row) for row in rows if row[5] in interfaces}
 
 
 @inside
@@ -77,7 +80,8 @@ def test_other_peoples_addresses(world: World) -> None:
     siege = affair.siege
     own = b"\x02\x42" + packed(siege.leaf.ipv4)
     hub = hub_of(siege.visit)
-    before = _neighbours(hub, siege.leaf.ipv4)
+    others = [siege.visit.worker, siege.sibling, siege.neighbour.worker, siege.neighbour.leaf]
+    before = _neighbours(hub, others)
     claimed = [str(addressing.GATEWAY), siege.neighbour.leaf.ipv4, siege.sibling.ipv4, HERE, siege.visit.worker.ipv4]
     with affair.attacked():
         for operation, address, mac in itertools.product((1, 2), claimed, (HUB_MAC, b"\xff" * 6)):
@@ -92,7 +96,7 @@ def test_other_peoples_addresses(world: World) -> None:
                 send(ip((address, target), ICMPV6, icmp6((address, target), 136, 0, flags, body), hops=255))
         take_address(siege.neighbour.leaf.ipv4)
         request(links.add_route(ETH0, ipaddress.ip_address(siege.neighbour.leaf.ipv4), replace=True))
-    assert _neighbours(hub, siege.leaf.ipv4) == before
+    assert _neighbours(hub, others) == before
     siege.still_served()
 
 
