@@ -51,7 +51,8 @@ def _summary(blocked: Sequence[BlockedSummary]) -> list[str]:
     for one in blocked:
         first = f", first by {one.first_test}" if one.first_test else ""
         times = "1 time" if one.count == 1 else f"{one.count} times"
-        lines.append(f"{one.endpoint}: {times}{first}{remedy(one.allow)}")
+        reason = f": {one.reason}" if one.reason else ""
+        lines.append(f"{one.endpoint}: {times}{first}{reason}{remedy(one.allow)}")
     return [*shortened(lines), *([_HOW] if any(one.allow for one in blocked) else [])]
 
 

@@ -214,6 +214,9 @@ def _parts(text: object) -> tuple[str, str | None, str]:
         raise _error(text, "a rule has no scheme and no path", place if complete else f"{place}:{service}")
     if "@" in text.partition("/")[0]:
         raise _error(text, "a rule has no user", text.rpartition("@")[2])
+    several = re.split(r"[\s,]+", text.strip())
+    if len(several) > 1:
+        raise _error(text, "a rule is one host, with one port or range, and another is a rule of its own", several[0])
     match = _RULE.fullmatch(text.strip())
     if match is None:
         raise _error(text, "brackets go in pairs, around one IPv6 address", example=EXAMPLE6)

@@ -7,7 +7,7 @@ then each worker tells what it knows of its own leaves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_netns.gateway.flows import OUTSIDE, BlockedSummary
@@ -52,7 +52,7 @@ class Tally:
 
     def tell(self) -> dict[str, Any]:
         """Return it as a worker can send it to its controller."""
-        blocked = [[one.endpoint, one.count, one.first_test, one.allow] for one in self.blocked]
+        blocked = [list(astuple(one)) for one in self.blocked]
         return {"blocked": blocked, "needed": [list(pair) for pair in self._needed]}
 
     def _add(self, blocked: Iterable[BlockedSummary], needed: Iterable[tuple[str, str]]) -> None:

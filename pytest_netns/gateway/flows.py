@@ -93,12 +93,16 @@ _FIELDS: Final = tuple(field.name for field in fields(Flow))
 
 @dataclass(frozen=True, slots=True)
 class BlockedSummary:
-    """One blocked endpoint over a whole run: how often, by which test first, and the rule that would allow it."""
+    """One blocked endpoint over a whole run: how often, by which test first, and the rule that would allow it.
+
+    ``reason`` is why the first attempt was blocked, where that was not for want of a rule.
+    """
 
     endpoint: str
     count: int
     first_test: str
     allow: str | None = None
+    reason: str | None = None
 
 
 @dataclass(slots=True)
@@ -232,7 +236,8 @@ class FlowLog:
                 first.setdefault(endpoint, flow)
                 counts[endpoint] += self._counts[whose, endpoint]
         return [
-            BlockedSummary(name, count, first[name].test, first[name].allow) for name, count in counts.most_common()
+            BlockedSummary(name, count, first[name].test, first[name].allow, first[name].reason)
+            for name, count in counts.most_common()
         ]
 
     def needed(self, owner: str | None = None) -> list[tuple[str, str]]:

@@ -114,6 +114,7 @@ def test_wrong_name(world: World, certificate: Certificate, host: str, version: 
     summary = {one.endpoint: one for one in case.visit.client.blocked(own=True)}
     assert summary[f"tcp {case.name}:{case.server.port}"].count == 4
     assert summary[f"tcp {case.name}:{case.server.port}"].allow is None
+    assert "which server." in (summary[f"tcp {case.name}:{case.server.port}"].reason or "")
 
 
 @inside

@@ -74,6 +74,24 @@ class TestBlockedAttempts:
         )
         assert result.stdout.str().count("blocked: tcp 203.0.113.5:443") == 1
 
+    @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+    def test_reason(self, pytester: pytest.Pytester, run: Run, workers: tuple[str, ...]) -> None:
+        """What no rule would allow is told with the reason, in the summary, too."""
+        pytester.makepyfile(
+            """
+            import socket
+            def test_it():
+                with socket.create_connection(("198.18.0.1", 53)) as one:
+                    query = bytes.fromhex("000101000001000000000000 03617069 07 6578616d706c65 03636f6d 00 0010 0001")
+                    one.sendall(len(query).to_bytes(2, "big") + query)
+                    assert one.recv(100)
+            """
+        )
+        result = run("--netns", "--netns-allow=api.example.com", *workers)
+        result.assert_outcomes(passed=1)
+        why = "an allowed name, but only its addresses are looked up"
+        result.stdout.fnmatch_lines([f"dns api.example.com: 1 time, first by test_reason.py::test_it: {why}"])
+
     @pytest.mark.parametrize("scope", ["module", "session"])
     def test_shared_leaf(self, pytester: pytest.Pytester, run: Run, scope: str) -> None:
         """Where tests share a leaf, each is told of its own attempts only."""
