@@ -1,0 +1,147 @@
+"""Where a suite is run: a network without an outside, a fresh copy of the source, and an end for all that is started.
+
+Every configuration, the plain one too, runs in such a world, so that all of them see the same: loopback, one
+interface with an address for documentation, no way out, and a name server that can't be reached.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from suites import Suite
+
+__all__ = ["CONFIGURATIONS", "Run", "run"]
+
+CONFIGURATIONS: Final[dict[str, tuple[str, ...]]] = {
+    "plain": (),
+    "again": (),
+    "netns": ("--netns",),
+    "session": ("--netns", "--netns-scope=session"),
+    "netns-n2": ("--netns", "-n", "2"),
+    "plain-n2": ("-n", "2"),
+}
+
+_GRACE: Final = 20  # seconds to write what is known after the limit
+_LATE: Final = frozenset({124, 137})  # what timeout(1) ends with
+
+_WORLD: Final = """
+ip link set lo up
+ip link add outside type veth peer name nobody
+ip address add 192.0.2.10/24 dev outside
+ip address add 2001:db8::10/64 dev outside nodad
+ip link set outside up
+ip link set nobody up
+for folder in /run/nscd /run/systemd/resolve /run/dbus; do
+    [ ! -d "$folder" ] || mount -t tmpfs none "$folder"
+done
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one run.
+
+    Attributes:
+        junit: its JUnit file, which is missing where pytest did not get that far.
+        seconds: what it took.
+        status: pytest's exit status, or that of timeout(1).
+    """
+
+    junit: Path
+    seconds: float
+    status: int
+
+    @property
+    def hung(self) -> bool:
+        """Whether the limit ended it."""
+        return self.status in _LATE
+
+
+def run(suite: Suite, user: str, configuration: str, *, work: Path) -> Run:
+    """Run a suite once, in a world of its own, and leave its JUnit file and its output below ``work``.
+
+    Raises:
+        RuntimeError: it did not come to run at all.
+    """
+    results = work / "results" / suite.name / user
+    results.mkdir(parents=True, exist_ok=True)
+    junit, log = (results / f"{configuration}{ending}" for ending in (".xml", ".log"))
+    junit.unlink(missing_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="compat.", dir="/tmp"))
+    try:
+        _furnish(place, suite, user, work)
+        script = place / "run"
+        script.write_text(_script(suite, user, _command(suite, configuration), work=work, place=place), "utf-8")
+        world = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", str(script)]
+        with log.open("wb") as output:
+            subprocess.run(world, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False)
+        told = place / "told"
+        if not told.exists():
+            raise RuntimeError(f"{suite.name} did not run; see {log}")
+        status, began, ended = told.read_text(encoding="ascii").split()
+        if (place / "junit" / "junit.xml").exists():
+            shutil.copy(place / "junit" / "junit.xml", junit)
+        return Run(junit, float(ended) - float(began), int(status))
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _furnish(place: Path, suite: Suite, user: str, work: Path) -> None:
+    """Give the user a home, a folder for temporary files, and a source tree that nobody has used before."""
+    shutil.copytree(work / "sources" / suite.name, place / "source", symlinks=True)
+    for name in suite.drop:
+        shutil.rmtree(place / "source" / name)
+    for name, text in suite.files.items():
+        (place / "source" / name).write_text(text, encoding="utf-8")
+    for name in ("home", "tmp", "junit"):
+        (place / name).mkdir()
+    place.chmod(0o755)
+    owner = pwd.getpwnam(user)
+    for part in ("source", "home", "tmp", "junit"):
+        for folder, _, files in os.walk(place / part):
+            for name in (".", *files):
+                os.chown(Path(folder, name), owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+
+
+def _command(suite: Suite, configuration: str) -> list[str]:
+    """Return the command for pytest."""
+    options = CONFIGURATIONS[configuration]
+    if "--netns" in options:
+        options = (*options, *suite.isolated)
+    else:
+        options = ("-p", "no:netns", *options)
+    junit = ("--junitxml=../junit/junit.xml", "-o", "junit_family=xunit1", "-p", "no:cacheprovider")
+    return ["python", "-m", "pytest", *junit, *suite.arguments, *options]
+
+
+def _script(suite: Suite, user: str, command: list[str], *, work: Path, place: Path) -> str:
+    """Return what root does as the world's first process: a shell, which reaps what is orphaned, too."""
+    environment = {
+        "HOME": f"{place}/home",
+        "USER": user,
+        "LANG": "C.UTF-8",
+        "TMPDIR": f"{place}/tmp",
+        "PATH": f"{work}/environments/{suite.name}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        **suite.environment,
+    }
+    limited = ["timeout", "--signal=INT", f"--kill-after={_GRACE}", str(suite.limit), *command]
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    line = shlex.join(["runuser", "-u", user, "--", "env", "-i", *variables, *limited])
+    return f"""
+set -e
+{_WORLD}
+cd {place}/source
+{suite.before}
+began=$(date +%s.%N)
+status=0
+{line} || status=$?
+echo "$status $began $(date +%s.%N)" >{place}/told
+"""
