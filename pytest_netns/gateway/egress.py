@@ -78,10 +78,12 @@ class EgressControl:
     def _judge(self, queued: Queued) -> None:
         leaf = self._leaf_of(queued.ifindex)
         flow = packet.parse(queued.payload)
-        if leaf is None or flow is None or self._is_foreign(leaf, flow):
+        if flow is None or (leaf is not None and self._is_foreign(leaf, flow)):
             self._send(queued, None)
         elif flow.protocol == packet.TCP and not flow.is_syn:
             self._send(queued, MARK_RESET)
+        elif leaf is None:  # it was given up; a thread that outlives its test there is not to wait in vain
+            self._send(queued, MARK_BLOCKED)
         elif (held := self._held.get((flow.protocol, key_of(flow)))) is None:
             self._judge_first(queued, leaf, flow)
         elif len(held) < _HELD:

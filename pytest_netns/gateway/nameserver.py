@@ -100,8 +100,10 @@ class NameServer:
     def _answer(self, query: bytes, client: tuple[str, int]) -> Answer:
         question = dns.parse(query)
         leaf = self._leaf_of(client[0])
-        if question is None or leaf is None:
+        if question is None:
             return None
+        if leaf is None:
+            return dns.refuse(question, "the test is over")
         if question.kind == dns.PTR and question.name.endswith(_OWN_REVERSE_ZONES):
             return dns.refuse(question)
         name = normal_name(question.name)

@@ -277,3 +277,29 @@ class TestUnsupported:
         result = run("-p", "broken")
         result.assert_outcomes(passed=1, errors=2)
         result.stdout.fnmatch_lines(["netns: *on purpose*", "*python -m pytest_netns doctor*"])
+
+    def test_a_thread_that_is_left_is_refused_at_once(self, pytester: pytest.Pytester, run: Run) -> None:
+        """A thread that outlives its test is not let wait in vain for names and hosts: it is blocked like any other."""
+        pytester.makepyfile(
+            """
+            import socket, threading, time
+            go, told = threading.Event(), []
+            def try_all():
+                go.wait()
+                began = time.monotonic()
+                for where in ("example.com", "192.0.2.1", "2001:db8::1", "127.0.0.1"):
+                    try:
+                        socket.create_connection((where, 80), 10).close()
+                    except OSError as error:
+                        told.append(error.strerror)
+                told.append(time.monotonic() - began < 5)
+            def test_1():
+                threading.Thread(target=try_all, name="late").start()
+            def test_2():
+                go.set()
+                next(thread for thread in threading.enumerate() if thread.name == "late").join()
+                blocked = "No route to host"
+                assert told == ["Name or service not known", blocked, blocked, "Connection refused", True]
+            """
+        )
+        run("--netns").assert_outcomes(passed=2, warnings=1)
