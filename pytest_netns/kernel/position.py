@@ -27,6 +27,9 @@ _CAUSES: Final = {
     "start what needs the host before, or run as root"
 }
 
+# Work that is handed to a pool makes positions in the midst of a test, which may have replaced these.
+_getcwd, _open, _close = os.getcwd, os.open, os.close
+
 _libc = ctypes.CDLL(None, use_errno=True)
 # setns(CLONE_NEWNS) wants a root and working directory of the thread's own; threads that it starts share them again.
 _unshare_fs: Final[_Call] = functools.partial(_libc.unshare, syscalls.CLONE_FS)
@@ -35,7 +38,7 @@ _errno: Final[_Call] = functools.partial(ctypes.get_errno)
 
 def _cwd() -> str:
     try:
-        return os.getcwd()
+        return _getcwd()
     except OSError:
         return "/"
 
@@ -79,11 +82,11 @@ class Position:
 
     def __init__(self) -> None:
         """Remember where the calling thread is."""
+        self.net_fd = self.mnt_fd = -1
         self.cwd = _cwd()
-        self.mnt_fd = -1
-        self.net_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.net_fd = _open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.mnt_fd = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            self.mnt_fd = _open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             self.close()
             raise
@@ -109,7 +112,7 @@ class Position:
         fds, self.net_fd, self.mnt_fd = (self.net_fd, self.mnt_fd), -1, -1
         for fd in fds:
             if fd >= 0:
-                os.close(fd)
+                _close(fd)
 
 
 def hop_to(net_fd: int, mnt_fd: int) -> None:

@@ -79,6 +79,29 @@ def test_executors(suite: Suite, way: tuple[str, ...]) -> None:
     suite.passes(*way, "-Werror", passed=7)
 
 
+def test_functions_that_a_test_replaces(suite: Suite) -> None:
+    """Work is handed over and moved as well where a test, or a fixture of every test, forbids calls that block."""
+    suite.write(
+        test_replaced="""
+        import os
+        from concurrent.futures import ThreadPoolExecutor
+        import pytest
+        executor = ThreadPoolExecutor(1)
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_it(monkeypatch, number):
+            def forbidden(*arguments, **keywords):
+                raise AssertionError("it blocks")
+            for name in ("chdir", "close", "getcwd", "open", "stat"):
+                monkeypatch.setattr(os, name, forbidden)
+            assert executor.submit(int, "1").result() == 1
+            monkeypatch.undo()
+            assert executor.submit(os.stat, "/proc/thread-self/ns/net").result() == os.stat("/proc/self/ns/net")
+        """
+    )
+    suite.passes("--netns", "-Werror", passed=2)
+
+
 @requires("pytest-asyncio", "trio")
 @IN_EVERY_WAY
 def test_loops(suite: Suite, way: tuple[str, ...]) -> None:
