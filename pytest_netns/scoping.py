@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_netns.errors import KernelError
-from pytest_netns.kernel.position import Position, hop_to
+from pytest_netns.kernel.position import Position, hop, hop_to
 from pytest_netns.settings import Scope
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class Place:
     def of(cls, grant: LeafGrant) -> Place:
         """Return where a leaf is, as long as its handle keeps the descriptors open."""
         return cls(grant.name, grant.net_fd, grant.mnt_fd)
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Both descriptors."""
+        return self.net_fd, self.mnt_fd
 
     def is_reachable(self) -> bool:
         """Tell whether the process may go there, by going; right only of where it is already."""
@@ -114,14 +119,13 @@ class Traveller:
     def go(self, place: Place) -> None:
         """Go there for good. The working directory stays, where it exists there."""
         before, self.place = self.place, place
-        cwd = _cwd()
         try:
-            hop_to(place.net_fd, place.mnt_fd)
+            stays = hop(before.descriptors, place.descriptors)
         except BaseException:
             self.place = before
             raise
         _announce(place.name)
-        if cwd is not None and _cwd() != cwd:
+        if not stays:
             os.chdir(self._home)
 
     def visit(self, place: Place) -> Callable[[], None]:

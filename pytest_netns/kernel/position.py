@@ -17,7 +17,7 @@ from typing import Final
 from pytest_netns.errors import KernelError
 from pytest_netns.kernel import privilege, syscalls
 
-__all__ = ["Position", "hop_to"]
+__all__ = ["Position", "hop", "hop_to"]
 
 _Call = functools.partial[int]
 _LINUX_CAPABILITY_VERSION_3: Final = 0x2008_0522
@@ -57,19 +57,20 @@ def _in_one_go(*calls: _Call) -> list[int]:
     return list(map(functools.partial.__call__, calls))
 
 
-def _move(net_fd: int, mnt_fd: int, cwd: str) -> None:
+def _move(net_fd: int, mnt_fd: int, cwd: str) -> bool:
     net: _Call = functools.partial(_libc.setns, net_fd, syscalls.CLONE_NEWNET)
     mnt: _Call = functools.partial(_libc.setns, mnt_fd, syscalls.CLONE_NEWNS)
     chdir: _Call = functools.partial(_libc.chdir, os.fsencode(cwd))
     if privilege.is_root():
-        _, in_net, in_mnt, number, _ = _in_one_go(_unshare_fs, net, mnt, _errno, chdir)
+        _, in_net, in_mnt, number, in_cwd = _in_one_go(_unshare_fs, net, mnt, _errno, chdir)
     else:
         effective, permitted, inheritable = syscalls.capget()
         up, down = (_capset(bits, permitted, inheritable) for bits in (permitted, effective))
-        _, _, in_net, in_mnt, number, _, _ = _in_one_go(_unshare_fs, up, net, mnt, _errno, down, chdir)
+        _, _, in_net, in_mnt, number, _, in_cwd = _in_one_go(_unshare_fs, up, net, mnt, _errno, down, chdir)
     if in_net < 0 or in_mnt < 0:
         failed = " and ".join(["setns(net)"] * (in_net < 0) + ["setns(mnt)"] * (in_mnt < 0))
         raise KernelError(number, f"{failed}: {os.strerror(number)}{_CAUSES.get(number, '')}")
+    return in_cwd == 0
 
 
 class Position:
@@ -115,8 +116,29 @@ class Position:
                 _close(fd)
 
 
+def hop(origin: tuple[int, int], goal: tuple[int, int]) -> bool:
+    """Move the calling thread for good, keeping its working directory, between two known pairs of namespaces.
+
+    Args:
+        origin: descriptors of the network and the mount namespace that it is in.
+        goal: of those that it shall be in.
+
+    Returns:
+        Whether the working directory is there, too; the thread is in ``/`` where it is not.
+
+    Raises:
+        KernelError: the kernel refused; the thread is where it was.
+    """
+    cwd = _cwd()
+    try:
+        return _move(*goal, cwd)
+    except KernelError:
+        _move(*origin, cwd)
+        raise
+
+
 def hop_to(net_fd: int, mnt_fd: int) -> None:
-    """Move the calling thread to these namespaces for good, keeping its working directory.
+    """Move the calling thread to these namespaces for good, wherever it is, keeping its working directory.
 
     Raises:
         KernelError: the kernel refused; the thread is where it was.

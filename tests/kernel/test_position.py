@@ -12,7 +12,8 @@ import pytest
 from unshared import effective, fresh, mnt_inode, net_inode, unshared
 
 from pytest_netns.errors import KernelError
-from pytest_netns.kernel.position import Position, hop_to
+from pytest_netns.kernel import privilege, syscalls
+from pytest_netns.kernel.position import Position, hop, hop_to
 
 
 def pair() -> tuple[Position, Position]:
@@ -74,12 +75,36 @@ def test_directory_that_is_gone_becomes_the_root(tmp_path: Path) -> None:
 
 
 @unshared
+def test_hop_between_known_places_tells_whether_the_directory_is_kept(tmp_path: Path) -> None:
+    """A hop from a place that is known to another keeps the working directory, and says so where it can't."""
+    home, away = pair()
+    doomed = tmp_path / "doomed"
+    doomed.mkdir()
+    os.chdir(doomed)
+    assert hop((home.net_fd, home.mnt_fd), (away.net_fd, away.mnt_fd))
+    assert is_at(away)
+    assert Path.cwd() == doomed
+    with privilege.raised():
+        syscalls.mount("none", str(tmp_path), "tmpfs")
+    os.chdir("/")
+    assert hop((away.net_fd, away.mnt_fd), (home.net_fd, home.mnt_fd))
+    os.chdir(doomed)
+    assert not hop((home.net_fd, home.mnt_fd), (away.net_fd, away.mnt_fd))
+    assert is_at(away)
+    assert Path.cwd() == Path("/")
+
+
+@unshared
 def test_half_a_hop_is_undone() -> None:
     """Where the kernel refuses one of the two namespaces, the thread is back in its own ones, and told why."""
     home, away = pair()
     for net_fd, mnt_fd in ((away.net_fd, away.net_fd), (away.mnt_fd, away.mnt_fd)):
         with pytest.raises(KernelError, match=r"setns\((net|mnt)\): Invalid argument"):
             hop_to(net_fd, mnt_fd)
+        assert is_at(home)
+        assert effective() == 0
+        with pytest.raises(KernelError, match=r"setns\((net|mnt)\): Invalid argument"):
+            hop((home.net_fd, home.mnt_fd), (net_fd, mnt_fd))
         assert is_at(home)
         assert effective() == 0
 
