@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
@@ -155,12 +156,12 @@ class Isolation:
         if settings.opted_out_by is not None:
             wish = "asks for a network of its own through a fixture, but is marked no_netns; take one of the two away"
             pytest.fail(f"{item.nodeid} {wish} (the marker is on {settings.opted_out_by})", pytrace=False)
-        return (self.leaf or self.open(item)).namespace
+        return (self.leaf or self.open(item, settings)).namespace
 
-    def open(self, item: pytest.Item) -> Leaf:
+    def open(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Bring the process into the test's leaf, from now on, whatever its mode and markers say of it."""
         stay = self.session.ready()
-        leaf = stay.leases.take(item, self.settings_of(item))
+        leaf = stay.leases.take(item, settings)
         item.stash[RECORD] = Record(item.nodeid, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
@@ -178,7 +179,7 @@ class Isolation:
         self._release(item, item)
         self._watch(item)
         if settings.isolated:
-            self.open(item)
+            self.open(item, settings)
             return
         self.leaf = None
         stay = self.session.stay
@@ -244,6 +245,16 @@ class Isolation:
             if not failed:
                 raise
 
+    def _foreseen(self, item: pytest.Item | None) -> tuple[str, ItemSettings] | None:
+        """Return what the next leaf will be needed for, if one will be; the test itself tells what is wrong with it."""
+        if item is None:
+            return None
+        with contextlib.suppress(pytest.fail.Exception):
+            settings = self.settings_of(item)
+            if settings.isolated and settings.scope is Scope.FUNCTION:
+                return item.nodeid, settings
+        return None
+
     def _release(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Give back the leaves that are needed no more, telling ``item`` what was left in them."""
         if self.session.stay is None:
@@ -251,7 +262,7 @@ class Isolation:
         leases = self.session.stay.leases
         record = item.stash.get(RECORD, None)
         for leaf in leases.left(nextitem):
-            leftovers = leases.release(leaf, more=nextitem is not None)
+            leftovers = leases.release(leaf, self._foreseen(nextitem))
             report.warn_of_threads(item, leftovers.leaf, leftovers.threads)
             if record is not None:
                 record.ended += leftovers.processes

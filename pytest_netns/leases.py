@@ -105,8 +105,12 @@ class Leases:
             if scope is Scope.FUNCTION or (node not in needed and not leaf.tenants):
                 yield leaf
 
-    def release(self, leaf: Leaf, *, more: bool = False) -> Leftovers:
-        """Give the leaf back, and end the processes that are left in it; have the next brought if ``more`` are needed.
+    def release(self, leaf: Leaf, following: tuple[str, ItemSettings] | None = None) -> Leftovers:
+        """Give the leaf back, and end the processes that are left in it.
+
+        Args:
+            leaf: the leaf.
+            following: the test that needs the next one, and its settings; that is brought meanwhile.
 
         Raises:
             NetnsError: some could not be ended.
@@ -116,9 +120,10 @@ class Leases:
         try:
             return Leftovers(leaf.namespace.name, threads, _end_left(leaf.namespace, leaf.since))
         finally:
+            if following is not None:
+                test, settings = following
+                self._client.order(test, rules=settings.allow, sni=settings.sni, instead_of=leaf.namespace.name)
             leaf.namespace.close()
-            if leaf.scope is Scope.FUNCTION and more:
-                self._client.order()
 
     def release_all(self) -> None:
         """Give back whatever is alive, and end what was left in the worker leaf, at the end of the run."""

@@ -111,11 +111,13 @@ def flag(value: object, place: str) -> bool:
 
 def rules(value: object, place: str) -> tuple[str, ...]:
     """Check egress rules, one or a list of them, and return each in its canonical form, once."""
-    from pytest_netns.rules import EgressRule, RuleError  # noqa: PLC0415 - not needed where there are none
-
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)):
         raise SettingsError(f"{place}: {value!r} is no list; write {FORMS['netns_allow']}")
+    if not texts:
+        return ()
+    from pytest_netns.rules import EgressRule, RuleError  # noqa: PLC0415 - not needed where there are none
+
     try:
         return tuple(dict.fromkeys(str(EgressRule.parse(text)) for text in texts))
     except RuleError as error:

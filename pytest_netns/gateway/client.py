@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 from pytest_netns.errors import GatewayError, KernelError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
-from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, dial, log, start
+from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, Begun, begin, dial, finish, log
 from pytest_netns.gateway.paths import LOCK_NAME, run_directory
 from pytest_netns.gateway.questions import Question
 
@@ -19,6 +19,7 @@ __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
 
 _Received: TypeAlias = tuple[dict[str, Any], list[int]]
+_Purpose: TypeAlias = tuple[str, tuple[str, ...], bool]
 
 
 class LeafGrant(NamedTuple):
@@ -40,15 +41,21 @@ class GatewayClient:
     def __init__(self, connection: socket.socket) -> None:
         """Take over a connected socket; ``connect`` is how one gets here."""
         self._connection = connection
-        self._connection.settimeout(TIMEOUT)
+        protocol.limit(connection, TIMEOUT)
         self._number = 0
         self._ordered: int | None = None
+        self._ordered_for: _Purpose | None = None
+        self._given_up = ""
         self._delivered: _Received | None = None
         self._ruled: set[str] = set()
 
     @classmethod
-    def connect(cls, run_dir: Path) -> GatewayClient:
+    def connect(cls, run_dir: Path, begun: Begun | None = None) -> GatewayClient:
         """Connect to the gateway of a run, starting it where none answers.
+
+        Args:
+            run_dir: the run's directory.
+            begun: the run's gateway, where the caller has started it.
 
         Raises:
             KernelError: the kernel refused to make the hub.
@@ -59,9 +66,9 @@ class GatewayClient:
 
         try:
             with FileLock(run_dir / LOCK_NAME, timeout=START_TIMEOUT):
-                connection = dial(run_dir)
+                connection = None if begun else dial(run_dir)
                 if connection is None:
-                    start(run_dir)
+                    finish(begun or begin(run_dir))
                     connection = dial(run_dir)
         except Timeout as error:
             msg = f"another process held {run_dir / LOCK_NAME} for over {START_TIMEOUT:.0f} s; end it and run again"
@@ -97,10 +104,22 @@ class GatewayClient:
         """Become a worker that stays in the host's namespace and has tests in leaves."""
         self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False, rules=[], record=record)
 
-    def order(self) -> int:
-        """Have the next test's leaf delivered without waiting for it; ``lease`` then finds it here."""
+    def order(
+        self, test: str = "", *, rules: Sequence[str] = (), sni: bool = True, instead_of: str | None = None
+    ) -> int:
+        """Have the next test's leaf delivered without waiting for it; ``lease`` then finds it here.
+
+        Args:
+            test: the test that it is to serve, as far as is known, and ``rules`` and ``sni`` as for ``label``.
+            rules: see there.
+            sni: see there.
+            instead_of: a leaf to give up with the same message; a ``release`` of it has nothing left to do.
+        """
         if self._ordered is None:
-            self._ordered = self._send(op="lease")
+            given_up = {} if instead_of is None else {"instead_of": instead_of}
+            self._ordered = self._send(op="lease", test=test, rules=list(rules), sni=sni, **given_up)
+            self._ordered_for = (test, tuple(rules), sni)
+            self._given_up = instead_of or ""
         return self._ordered
 
     def lease(self, test: str, *, service_port: int = 8080, rules: Sequence[str] = (), sni: bool = True) -> LeafGrant:
@@ -108,12 +127,15 @@ class GatewayClient:
 
         ``rules`` and ``sni`` are as for ``label``.
         """
-        number = self.order()
+        number, foreseen = self.order(test, rules=rules, sni=sni), self._ordered_for
         try:
             grant = _granted(self._answer("lease", number), service_port)
         finally:
-            self._ordered = self._delivered = None
-        self.label(grant.name, test, rules=rules, sni=sni)
+            self._ordered = self._ordered_for = self._delivered = None
+        if foreseen is not None and foreseen[1]:
+            self._ruled.add(grant.name)
+        if foreseen != (test, tuple(rules), sni):
+            self.label(grant.name, test, rules=rules, sni=sni)
         return grant
 
     def activate(self, name: str) -> None:
@@ -147,6 +169,9 @@ class GatewayClient:
     def release(self, name: str) -> None:
         """Give a leaf up: its connections are cut, its published ports closed. Does not wait for that."""
         self._ruled.discard(name)
+        if name == self._given_up:
+            self._given_up = ""
+            return
         self._send(op="release", leaf=name)
 
     def flows(self, name: str, *, after: float = 0.0) -> list[Flow]:
@@ -214,7 +239,7 @@ class GatewayClient:
         """Return the answer to a request of ours and the descriptors with it."""
         try:
             answer, descriptors = self._receive(number)
-        except TimeoutError as error:
+        except BlockingIOError as error:
             raise GatewayError(f"the gateway did not answer {operation!r} within {TIMEOUT:.0f} s") from error
         except (OSError, ValueError) as error:
             raise GatewayError(f"lost the gateway at {operation!r}: {error}") from error

@@ -49,15 +49,24 @@ class Clients:
         """Serve until the last client has gone."""
         loop = asyncio.get_running_loop()
         loop.add_reader(listener, self._accept, listener)
-        lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
+        self._await_first(os.getppid(), loop.time() + _FIRST_CLIENT_TIMEOUT)
         await self._ended.wait()
-        lonely.cancel()
         loop.remove_reader(listener)
 
     def catch_up(self, worker: Worker) -> None:
         """Carry out all that a client has asked for by now."""
         while worker.heard and self._read(worker):
             pass
+
+    def _await_first(self, starter: int, deadline: float) -> None:
+        """End where nobody comes: the process that started this one has gone, or takes too long."""
+        loop = asyncio.get_running_loop()
+        if self._workers or self._ended.is_set():
+            return
+        if os.getppid() != starter or loop.time() > deadline:
+            self._ended.set()
+            return
+        loop.call_later(_BREATHER, self._await_first, starter, deadline)
 
     def _end_if_unused(self) -> None:
         if not self._workers:
@@ -83,11 +92,12 @@ class Clients:
 
     def _listen(self, worker: Worker) -> None:
         worker.heard = True
-        asyncio.get_running_loop().add_reader(worker.connection, self._read, worker)
+        # By number: the loop looks up what it has not heard of, and to say so would describe a socket at length.
+        asyncio.get_running_loop().add_reader(worker.connection.fileno(), self._read, worker)
 
     def _ignore(self, worker: Worker) -> None:
         worker.heard = False
-        asyncio.get_running_loop().remove_reader(worker.connection)
+        asyncio.get_running_loop().remove_reader(worker.connection.fileno())
 
     def _read(self, worker: Worker) -> bool:
         """Answer a client's next request, at once if that can be; return whether there was one.

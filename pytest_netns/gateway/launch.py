@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
 from pytest_netns.gateway import protocol
@@ -27,12 +27,15 @@ _LOG_TAIL: Final = 2000
 def dial(run_dir: Path) -> socket.socket | None:
     """Connect to the gateway that serves a run; None where none does, or one that is just ending."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.settimeout(TIMEOUT)
+    protocol.limit(connection, TIMEOUT)
     try:
         with short_path(run_dir / SOCKET_NAME) as path:
             connection.connect(path)
         protocol.send(connection, {"op": "hello"})
         answer, _ = protocol.receive(connection)
+    except BlockingIOError:
+        connection.close()
+        raise GatewayError(f"the gateway in {run_dir} did not answer within {TIMEOUT:.0f} s") from None
     except OSError as error:
         connection.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
@@ -44,8 +47,16 @@ def dial(run_dir: Path) -> socket.socket | None:
     return connection
 
 
-def start(run_dir: Path) -> None:
-    """Start the gateway and wait until it serves; its errors become ours."""
+class Begun(NamedTuple):
+    """A gateway that is about to serve a run; the descriptor, on which it reports, is closed by ``finish``."""
+
+    run_dir: Path
+    process: subprocess.Popen[bytes]
+    ready: int
+
+
+def begin(run_dir: Path) -> Begun:
+    """Start the gateway; ``finish`` has to follow."""
     (run_dir / SOCKET_NAME).unlink(missing_ok=True)
     ready, told = os.pipe()
     try:
@@ -60,8 +71,17 @@ def start(run_dir: Path) -> None:
                 pass_fds=[told],
                 start_new_session=True,
             )
+    except BaseException:
+        os.close(ready)
+        raise
     finally:
         os.close(told)
+    return Begun(run_dir, process, ready)
+
+
+def finish(begun: Begun) -> None:
+    """Wait until a gateway that was started serves; its errors become ours."""
+    run_dir, process, ready = begun
     try:
         report = _read_report(ready)
     finally:

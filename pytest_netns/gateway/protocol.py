@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from typing import Any, Final
 
 Message = dict[str, Any]
 
 MAX_BYTES: Final = 128 * 1024
 MAX_DESCRIPTORS: Final = 4
+_ROOM: Final = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
 
 
 def pack(message: Message) -> bytes:
@@ -25,6 +27,16 @@ def pack(message: Message) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f"message of {len(data)} bytes is over the limit of {MAX_BYTES}")
     return data
+
+
+def limit(connection: socket.socket, seconds: float) -> None:
+    """Let no call on a connection block longer; it then raises BlockingIOError.
+
+    A time limit of Python's, as ``settimeout`` sets it, would cost a call of poll(2) before each.
+    """
+    value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def send(connection: socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
@@ -36,9 +48,17 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
     """Receive one message and the descriptors with it; None at the end of the connection.
 
     Raises:
+        BlockingIOError: nothing has arrived, by now or within the time that ``limit`` has set.
         ValueError: what arrived is cut short or is no JSON object; descriptors were closed.
     """
-    data, descriptors, flags, _ = socket.recv_fds(connection, MAX_BYTES + 1, MAX_DESCRIPTORS)
+    # socket.recv_fds() takes flags, too, but does not pass them on.
+    data, attached, flags, _ = connection.recvmsg(MAX_BYTES + 1, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    descriptors = [
+        descriptor
+        for level, kind, content in attached
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for (descriptor,) in struct.iter_unpack("@i", content[: len(content) & ~3])
+    ]
     if not data:
         return None, descriptors
     message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else _decode(data)
@@ -46,8 +66,6 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
         for descriptor in descriptors:
             os.close(descriptor)
         raise ValueError("a message arrived cut short or was no JSON object")
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
     return message, descriptors
 
 

@@ -8,10 +8,10 @@ import functools
 import itertools
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, replace
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
@@ -29,6 +29,7 @@ from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.resolver import Resolver
+from pytest_netns.gateway.stock import Stock
 from pytest_netns.gateway.worker import LiveLeaf, Worker
 from pytest_netns.policy import CLOSED, OPEN, Policy
 from pytest_netns.rules import LOCALHOST, EgressRule
@@ -39,13 +40,6 @@ T = TypeVar("T")
 _RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:5 attempts:2\n"
 
 
-class Spare(NamedTuple):
-    """A leaf that is made ahead of need, and how it is wired."""
-
-    leaf: Future[Leaf]
-    wiring: Wiring
-
-
 class Gateway:
     """All that one run needs on this machine: the hub, its leaves, and who uses them."""
 
@@ -53,7 +47,7 @@ class Gateway:
         """Start with nothing; ``start`` makes the hub."""
         self._factory = Factory()
         self._numbers = itertools.count(1)
-        self._spares: dict[Worker, Spare] = {}
+        self._stock = Stock(self._begin, self._factory.drop)
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
         self._questions = Questions()
@@ -83,9 +77,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Let go of everything; the kernel takes down what no process holds."""
-        for spare in self._spares.values():
-            with contextlib.suppress(NetnsError, OSError):
-                (await asyncio.wrap_future(spare.leaf)).close()
+        await self._stock.stop()
         await self._control.stop()
         await self._name_server.stop()
         self._hub.close()
@@ -103,10 +95,7 @@ class Gateway:
 
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
-        spare = self._spares.pop(worker, None)
-        if spare is not None:
-            with contextlib.suppress(NetnsError, OSError):
-                (await asyncio.wrap_future(spare.leaf)).close()
+        self._stock.close(worker)
         await asyncio.gather(*(self._clear(worker, live) for live in worker.leaves))
 
     async def _clear(self, worker: Worker, live: LiveLeaf) -> None:
@@ -131,38 +120,42 @@ class Gateway:
         worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
         self._route_loopback(worker.own, worker.worker_alias)
         self._apply(worker.own, worker.policy)
-        self._spares[worker] = self._prepare(worker)
+        self._stock.open(worker)
         return _granted(worker.own)
 
-    def _lease(self, worker: Worker) -> Reply | Awaitable[Reply]:
-        """Hand out a fresh test leaf, and start making the next."""
+    def _begin(self, wiring: Wiring) -> Future[Leaf]:
+        return self._factory.submit(self._factory.make, next(self._numbers), wiring)
+
+    def _lease(
+        self,
+        worker: Worker,
+        test: str = "",
+        rules: Sequence[str] = (),
+        *,
+        sni: bool = True,
+        instead_of: str | None = None,
+    ) -> Reply | Awaitable[Reply]:
+        """Hand out a fresh leaf for a test, by whose rules it goes, and take one back."""
         if not worker.name:
             raise ValueError("a client has to join before it gets leaves")
-        spare = self._spares.pop(worker, None) or self._prepare(worker)
-        if spare.leaf.done() and spare.leaf.exception():  # what kept it from being made ahead of time may be over
-            spare = self._prepare(worker)
-        if spare.wiring != worker.test_wiring():
-            msg = "a leaf was made ahead of time for other wiring"
-            raise ValueError(msg)
-        if spare.leaf.done():
-            return self._hand_out(worker, spare.leaf.result())
-        return self._hand_out_later(worker, spare)
+        if instead_of is not None:
+            self._release(worker, instead_of)
+        policy = Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni)
+        leaf = self._stock.take(worker)
+        if isinstance(leaf, Leaf):
+            return self._hand_out(worker, leaf, test, policy)
+        return self._hand_out_later(worker, leaf, test, policy)
 
-    async def _hand_out_later(self, worker: Worker, spare: Spare) -> Reply:
-        return self._hand_out(worker, await asyncio.wrap_future(spare.leaf))
+    async def _hand_out_later(self, worker: Worker, leaf: Awaitable[Leaf], test: str, policy: Policy) -> Reply:
+        return self._hand_out(worker, await leaf, test, policy)
 
-    def _hand_out(self, worker: Worker, leaf: Leaf) -> Reply:
+    def _hand_out(self, worker: Worker, leaf: Leaf, test: str, policy: Policy) -> Reply:
         worker.made += 1
-        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf)
+        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, test)
         worker.tests[live.name] = live
-        self._apply(live, Policy(everything=worker.record))
+        self._apply(live, policy)
         self._activate(worker, live.name)
-        self._spares[worker] = self._prepare(worker)
         return _granted(live)
-
-    def _prepare(self, worker: Worker) -> Spare:
-        wiring = worker.test_wiring()
-        return Spare(self._factory.submit(self._factory.make, next(self._numbers), wiring), wiring)
 
     def _activate(self, worker: Worker, leaf: str) -> Reply:
         """Make a leaf the one that the worker leaf's loopback is continued in."""
