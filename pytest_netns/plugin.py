@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _settle(config: pytest.Config, options: Any) -> None:
-    from pytest_netns.session import enter_early  # noqa: PLC0415
+    from pytest_netns import early  # noqa: PLC0415
 
     names = ("mode", "scope", "port", "unsupported", "allow", "egress", "egress_log")
     try:
@@ -92,7 +92,8 @@ def _settle(config: pytest.Config, options: Any) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[_SETTINGS] = settings
     try:
-        enter_early(settings)
+        early.enter(settings)
+        early.start(config, settings)
     except (NetnsError, OSError) as error:
         config.stash[_FAILURE] = _unsupported(settings, error)
 
@@ -127,7 +128,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the gateway and enter the worker leaf, as far as this process has a part in it."""
     from pytest_netns.isolation import ISOLATION, Isolation  # noqa: PLC0415
     from pytest_netns.session import SESSION, Role, Session  # noqa: PLC0415
-    from pytest_netns.strict import Strict  # noqa: PLC0415
 
     config = session.config
     ours = config.stash[SESSION] = Session(config, config.stash[_SETTINGS])
@@ -142,6 +142,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         ours.failure = _unsupported(ours.settings, error)
     if ours.role is not Role.CONTROLLER:
         if ours.settings.egress is EgressMode.FAIL:
+            from pytest_netns.strict import Strict  # noqa: PLC0415
+
             config.pluginmanager.register(Strict(ours), "netns-strict")
         config.stash[ISOLATION] = Isolation(ours)
         config.pluginmanager.register(config.stash[ISOLATION], "netns-isolation")
@@ -205,8 +207,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """List what was blocked over the run, or needed, and what tests left running."""
-    from pytest_netns.closing import closing  # noqa: PLC0415
     from pytest_netns.session import SESSION  # noqa: PLC0415
+
+    if not config.stash[SESSION].has_isolated:
+        return
+    from pytest_netns.closing import closing  # noqa: PLC0415
 
     reports = (report for reports in terminalreporter.stats.values() for report in reports)
     for title, lines in closing(config.stash[SESSION], reports):

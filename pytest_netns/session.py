@@ -11,13 +11,12 @@ import contextlib
 import enum
 import logging
 import os
-import sys
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_netns import early
 from pytest_netns.errors import NetnsError, UnsupportedError
 from pytest_netns.settings import EgressMode, Mode, Settings, SettingsError
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_netns.stay import Stay
     from pytest_netns.tally import Tally
 
-__all__ = ["FAILURE", "LOG", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "enter_early", "explained"]
+__all__ = ["FAILURE", "LOG", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "explained"]
 
 RUN_ID: Final = "netns_run_id"
 FAILURE: Final = "netns_failure"
@@ -64,22 +63,6 @@ def explained(error: Exception) -> str:
     return doctor.explain(error)
 
 
-def enter_early(settings: Settings) -> None:
-    """Enter a user namespace while the process has no threads, where the run will need one.
-
-    Raises:
-        NetnsError: this machine does not let us.
-    """
-    if settings.mode is Mode.OFF or not settings.said:
-        return
-    if not sys.platform.startswith("linux"):
-        raise UnsupportedError(f"network namespaces are a feature of Linux, and this is {sys.platform}")
-    from pytest_netns.kernel import privilege  # noqa: PLC0415
-
-    if not privilege.is_root() and not privilege.is_entered():
-        privilege.enter_user_namespace()
-
-
 def _quietly(close: Callable[[], None]) -> None:
     """Close what the gateway has a part in; it may be gone, and then everything of it is."""
     try:
@@ -100,7 +83,7 @@ class Session:
         self.stay: Stay | None = None
         self.told: list[dict[str, Any]] = []
         self.log: str | None = self._workerinput.get(LOG)
-        self.run_id: str = self._workerinput.get(RUN_ID) or uuid.uuid4().hex
+        self.run_id: str = self._workerinput.get(RUN_ID) or early.run_id(config)
         self._cleanup = contextlib.ExitStack()
 
     @property
@@ -170,8 +153,9 @@ class Session:
     def _connect(self) -> GatewayClient:
         from pytest_netns.gateway.client import GatewayClient, run_directory  # noqa: PLC0415
 
+        begun = early.taken(self.config)
         try:
-            self.client = GatewayClient.connect(run_directory(self.run_id))
+            self.client = GatewayClient.connect(run_directory(self.run_id), begun)
         except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
             self.client = GatewayClient.connect(run_directory(self.run_id))
         except BaseException:

@@ -17,6 +17,7 @@ LAYERS = (
     {
         "closing",
         "detours",
+        "early",
         "hints",
         "isolation",
         "leases",

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway.paths import SOCKET_NAME, short_path
@@ -32,6 +33,17 @@ def _spare_pyroute2() -> None:
                 del sys.modules[name]
 
 
+def _tell(ready: int, report: dict[str, Any]) -> bool:
+    """Report to the process that started this one, and return whether it is still there."""
+    try:
+        os.write(ready, json.dumps(report).encode())
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(ready)
+    return True
+
+
 async def _run(directory: Path, ready: int) -> None:
     from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
 
@@ -40,16 +52,15 @@ async def _run(directory: Path, ready: int) -> None:
         await gateway.start()
     except (NetnsError, OSError) as error:
         report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
-        os.write(ready, json.dumps(report).encode())
+        _tell(ready, report)
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         with short_path(directory / SOCKET_NAME) as path:
             listener.bind(path)
         listener.listen(socket.SOMAXCONN)
         listener.setblocking(False)
-        os.write(ready, b"{}")
-        os.close(ready)
-        await gateway.serve(listener)
+        if _tell(ready, {}):
+            await gateway.serve(listener)
         with contextlib.suppress(OSError):
             (directory / SOCKET_NAME).unlink()
     await gateway.stop()

@@ -205,3 +205,26 @@ class TestCrashes:
         result = suite.run("--netns", plugins="faulthandler")
         assert result.ret == -signal.SIGSEGV
         result.stderr.fnmatch_lines(["Fatal Python error: Segmentation fault", '*test_crash.py"* in test_it'])
+
+
+class TestBeforeTheSession:
+    """The gateway is started ahead of the session that it serves; `suite.run` sees to it that it ends."""
+
+    @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+    def test_never_begins(self, suite: Suite, workers: tuple[str, ...]) -> None:
+        """Where pytest does not get that far, the gateway ends with it."""
+        suite.write(conftest="raise RuntimeError('no session today')")
+        result = suite.run("--netns", *workers)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["*no session today*"])
+
+    def test_death(self, suite: Suite) -> None:
+        """Where pytest is killed before that, too."""
+        suite.write(conftest="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        assert suite.run("--netns").ret == -signal.SIGKILL
+
+    def test_other_errands(self, suite: Suite) -> None:
+        """Where pytest only tells something, it tells that."""
+        result = suite.run("--netns", "--markers")
+        assert result.ret == 0
+        result.stdout.fnmatch_lines(["@pytest.mark.netns(*"])
