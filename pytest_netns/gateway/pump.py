@@ -66,7 +66,8 @@ async def carry(
 
     The sockets are connected and non-blocking, and closed at the end. ``inspect`` is called with each piece of what
     the client says before it is passed on, until it has said that it is done, or much has passed. CHUNK bytes that
-    are kept back are refused; at the client's end they are passed on.
+    are kept back are refused; at the client's end they are passed on. Urgent data is refused until then, which an
+    empty piece tells ``inspect`` of.
 
     Returns False where the inspection refused, else True. Connections that share ``pipes`` get along with few.
     """
@@ -112,6 +113,7 @@ class _Block:
         urgent = _is_at_mark(source)
         data = source.recv(1 if urgent else CHUNK - len(self._data))
         if urgent and data and self._inspect is not None:  # the other end may take it for a part of the rest, or not
+            self._inspect(b"")
             raise _RefusedError
         self._urgent = urgent
         self._data += data

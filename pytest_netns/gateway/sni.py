@@ -19,6 +19,9 @@ def inspector(rule: EgressRule, refused: Callable[[str], None]) -> Inspect:
     reader = HelloReader()
 
     def judge(data: bytes) -> Judgement:
+        if not data:
+            refused("it sends urgent data where a TLS ClientHello may be")
+            return Judgement.REFUSE
         asked = reader.feed(data)
         if asked is Hello.MORE:
             return Judgement.HOLD

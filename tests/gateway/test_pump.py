@@ -472,10 +472,12 @@ class TestInspection:
 
     def test_urgent(self, carrier: Carrier) -> None:
         """Urgent data amid what is watched is refused: who receives it may read it as part of the rest, or not."""
-        carried = carrier.carry(lambda _: Judgement.PASS)
+        asked = Question({b"question": Judgement.PASS})
+        carried = carrier.carry(asked)
         exchange(carried.client, carried.server)
         carried.client.send(b"!", socket.MSG_OOB)
         assert carried.result.result(5) is False
+        assert asked.shown == [b"question", b""]
         over(carried.server)
 
     def test_no_answer_to_much(self, carrier: Carrier) -> None:
