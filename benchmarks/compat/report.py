@@ -1,26 +1,26 @@
-"""The table and the details, from what came of the runs."""
+"""What is told of the runs: on the terminal, in the documentation, and in full."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import table
 from environments import freeze
 from outcomes import Outcomes, lost, steady
 from suites import SUITES, Suite
-from worlds import Run
+from worlds import BASE, ISOLATED, Run
 
 __all__ = ["Report"]
 
 _DOCS: Final = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 _DETAILS: Final = Path(__file__).with_name("results.json")
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
-_BASE: Final = ("plain", "again")
-_ISOLATED: Final = ("netns", "session", "netns-n2")
-_SHOWN: Final = ("plain", *_ISOLATED, "plain-n2")
+_AT_MOST: Final = 40
 
 
 @dataclass
@@ -32,12 +32,14 @@ class Line:
         steady: how many tests passed whenever they were run plain.
         unsteady: those that passed plain in one run and not in another.
         lost: for each configuration, the steady tests that did not pass, and what was said of each.
+        recovered: for each configuration, those of the lost ones that passed when it was run once more.
     """
 
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     steady: int = 0
     unsteady: list[str] = field(default_factory=list)
     lost: dict[str, dict[str, str]] = field(default_factory=dict)
+    recovered: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Report:
@@ -59,73 +61,66 @@ class Report:
         known = self._outcomes.setdefault((suite.name, user), {})
         known[configuration] = outcomes = Outcomes.read(run.junit)
         line.runs[configuration] = {**outcomes.counts, "seconds": round(run.seconds, 1), "status": run.status}
-        base = [known[name] for name in _BASE if name in known]
+        base = [known[name] for name in BASE if name in known]
         expected = steady(base)
         line.steady = len(expected)
         line.unsteady = sorted(set().union(*(outcomes.passed for outcomes in base)) - expected)
-        line.lost = {name: lost(expected, known[name]) for name in known if name not in _BASE}
+        line.lost = {name: lost(expected, known[name]) for name in known if name not in BASE}
         self._entries[suite.name]["users"][user] = asdict(line)
         gone = len(line.lost.get(configuration, ()))
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.counts.items()))
         ended = " ENDED BY THE LIMIT" if run.hung else ""
         return f"{suite.name} {user} {configuration}: {run.seconds:.1f} s, {counts}; lost {gone}{ended}"
 
+    def repeat(self, suite: Suite, user: str, configuration: str, run: Run) -> str:
+        """Take in one more run, for the sake of the tests that were lost, and return a line about it."""
+        line = self._lines[suite.name, user]
+        gone = line.lost[configuration]
+        line.recovered[configuration] = sorted(Outcomes.read(run.junit).passed & gone.keys())
+        self._entries[suite.name]["users"][user] = asdict(line)
+        return f"{suite.name} {user} {configuration} once more: {len(line.recovered[configuration])} of {len(gone)} pass"
+
+    def is_puzzling(self, suite: Suite, user: str, configuration: str) -> bool:
+        """Tell whether a run has lost tests that there is no known cause for."""
+        found = self._lines[suite.name, user].lost.get(configuration, {})
+        return configuration in ISOLATED and any(_cause(test, suite.causes) is None for test in found)
+
     @property
     def unexplained(self) -> list[str]:
-        """The tests that isolation has lost without a known cause, and the runs that hung."""
+        """The tests that isolation has lost, twice, without a known cause, and the runs that hung."""
         causes = {suite.name: suite.causes for suite in SUITES}
         found = []
         for (name, user), line in self._lines.items():
             found += [f"{name} {user} {what}: hung" for what, run in line.runs.items() if run["status"] in {124, 137}]
-            for configuration in _ISOLATED:
+            for configuration in ISOLATED:
                 found += [
                     f"{name} {user} {configuration}: {test}: {why}"
                     for test, why in line.lost.get(configuration, {}).items()
-                    if _cause(test, causes[name]) is None
+                    if test not in line.recovered.get(configuration, ()) and _cause(test, causes[name]) is None
                 ]
         return found
 
     def text(self) -> str:
         """Return what the terminal is told at the end."""
-        return "\n".join(["", *_table(self._entries), "", "unexplained:", *(self.unexplained or ["none"])])
+        found = self.unexplained
+        more = [f"... and {len(found) - _AT_MOST} more"] if len(found) > _AT_MOST else []
+        return "\n".join(["", *table.overview(self._entries), "", "unexplained:", *(found[:_AT_MOST] or ["none"]), *more])
 
     def write(self) -> None:
-        """Update the details, and the table between its markers."""
+        """Update the details, and what the documentation shows of them between its markers."""
         details = json.loads(_DETAILS.read_text("utf-8")) if _DETAILS.exists() else {}
         details.update(self._entries)
         _DETAILS.write_text(json.dumps(details, indent=1, sort_keys=True) + "\n", "utf-8")
         before, _, rest = _DOCS.read_text("utf-8").partition(_BEGIN)
         after = rest.partition(_END)[2]
-        _DOCS.write_text("\n".join([before + _BEGIN, "", *_table(details), "", _END + after]), "utf-8")
+        shown = [*table.overview(details), "", *table.losses(details, lambda suite, test: _explain(suite, test))]
+        _DOCS.write_text("\n".join([before + _BEGIN, "", *shown, "", _END + after]), "utf-8")
 
 
-def _cause(test: str, causes: Any) -> str | None:
+def _explain(suite: str, test: str) -> str:
+    causes = next((known.causes for known in SUITES if known.name == suite), {})
+    return _cause(test, causes) or "not explained"
+
+
+def _cause(test: str, causes: Mapping[str, str]) -> str | None:
     return next((cause for pattern, cause in causes.items() if fnmatch.fnmatchcase(test, pattern)), None)
-
-
-def _table(entries: dict[str, dict[str, Any]]) -> list[str]:
-    head = ["suite", "user", "plain", "`--netns`", "scope session", "`-n 2`", "plain `-n 2`", "wall time"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for name in sorted(entries):
-        for user, line in entries[name]["users"].items():
-            cells = [_counts(line["runs"].get(configuration)) for configuration in _SHOWN]
-            lines.append(_row([f"{name} {entries[name]['version']}", user, *cells, _ratios(line["runs"])]))
-    return lines
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _counts(run: dict[str, Any] | None) -> str:
-    if run is None:
-        return ""
-    return "/".join(str(run.get(outcome, 0)) for outcome in ("passed", "failed", "error"))
-
-
-def _ratios(runs: dict[str, dict[str, Any]]) -> str:
-    plain = [runs[name]["seconds"] for name in _BASE if name in runs]
-    if not plain:
-        return ""
-    mean = sum(plain) / len(plain)
-    return ", ".join(f"{runs[name]['seconds'] / mean:.2f}" for name in _ISOLATED if name in runs)

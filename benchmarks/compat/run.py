@@ -33,6 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(_WORK), help=f"where to keep environments ({_WORK})")
     parser.add_argument("--python", default="/usr/bin/python3", help="which Python; every user must be able to read it")
     parser.add_argument("--wheel", type=Path, help="what to test (a wheel built of this tree)")
+    parser.add_argument("--once", action="store_true", help="don't repeat a run that has lost tests")
     parser.add_argument("--write", action="store_true", help="update docs/compatibility.md and results.json")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -58,6 +59,9 @@ def main() -> int:
             for configuration in configurations:
                 result = run(suite, user, configuration, work=arguments.work)
                 print(report.add(suite, user, configuration, result), flush=True)
+                if report.is_puzzling(suite, user, configuration) and not arguments.once:
+                    result = run(suite, user, f"{configuration}-again", work=arguments.work)
+                    print(report.repeat(suite, user, configuration, result), flush=True)
         if arguments.write:
             report.write()
     print(report.text())
