@@ -48,7 +48,7 @@ def find_neighbours_fast(world: World) -> None:
 
 
 def own(name: str) -> str:
-    """Turn a name below "example" into one of this test's own: the gateway remembers for two seconds what one is."""
+    """Turn a name below "example" into one of this test's own: the gateway remembers for a second what one is."""
     return name.replace("example", f"example{os.getpid()}").replace("EXAMPLE", f"EXAMPLE{os.getpid()}")
 
 

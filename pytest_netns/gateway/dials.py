@@ -49,15 +49,38 @@ async def dial(target: Target, in_hub: InHub) -> socket.socket:
     """Connect to a TCP endpoint; OSError as connect(2) would give it."""
     upstream = await socket_for(target, socket.SOCK_STREAM, in_hub)
     try:
-        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(upstream, target[:2]), _TIMEOUT)
-    except BaseException as error:
+        await _connect(upstream, target)
+    except BaseException:
         upstream.close()
-        if isinstance(error, asyncio.TimeoutError):
-            raise _plain(errno.ETIMEDOUT) from error
-        if isinstance(error, OSError):
-            raise _plain(error.errno or errno.EIO) from error
         raise
     return upstream
+
+
+async def _connect(upstream: socket.socket, target: Target) -> None:
+    """Do what asyncio has two more tasks for, to wait and to limit the time of that, with none."""
+    number = upstream.connect_ex(target[:2])
+    if number == errno.EINPROGRESS:
+        number = await _connected(upstream)
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+async def _connected(upstream: socket.socket) -> int:
+    """Wait until a connection is made or fails; return the error's number, or 0."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[int] = loop.create_future()
+
+    def settle(number: int | None = None) -> None:
+        if not future.done():
+            future.set_result(upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if number is None else number)
+
+    loop.add_writer(upstream, settle)
+    late = loop.call_later(_TIMEOUT, settle, errno.ETIMEDOUT)
+    try:
+        return await future
+    finally:
+        late.cancel()
+        loop.remove_writer(upstream)
 
 
 class Dials:
@@ -92,11 +115,6 @@ class Dials:
         for task in [task for task, rules in tasks.items() if cuts(rules)]:
             del tasks[task]
             task.cancel()
-
-
-def _plain(number: int) -> OSError:
-    """Return an error in the system's words; asyncio has its own."""
-    return OSError(number, os.strerror(number))
 
 
 def _discard(task: asyncio.Future[socket.socket]) -> None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pytest_netns.policy import Address
 
-_FRESH: Final = 2.0  # seconds; so the question for a name and the connection to it are one look-up
+_FRESH: Final = 1.0  # seconds; so the question for a name and the connection to it are one look-up
 _TIMEOUT: Final = 20.0  # seconds
 _AT_ONCE: Final = 256  # threads
 _AT_ONCE_EACH: Final = 16

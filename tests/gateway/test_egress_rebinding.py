@@ -86,7 +86,7 @@ def test_private_a_moment_later(world: World) -> None:
     )
     visit = Visit(world, rules=[f"{name}:{PORT}{suffix}" for name in names for suffix in ("", "/udp")])
     dialled = {name: address_of(visit.leaf, name) for name in names}
-    time.sleep(2.1)  # for as long a look-up serves
+    time.sleep(1.02)  # for as long a look-up serves
     for name, (address,) in names.items():
         zone.names[name] = [address]
     for kind in (STREAM, DATAGRAM):
@@ -151,7 +151,7 @@ def test_test_ends_while_names_are_looked_up(world: World) -> None:
         listeners = [listen(host, PORT + 2, kind) for host in HOSTS for kind in (STREAM, DATAGRAM)]
     visit = Visit(world, rules=[f"{name}{suffix}" for name in names for suffix in ("", "/udp")])
     dialled = [address_of(visit.leaf, name) for name in names]
-    time.sleep(2.1)  # for as long a look-up serves
+    time.sleep(1.02)  # for as long a look-up serves
     zone.silent = True
     clients, talkers = [], []
     for address in dialled:
@@ -164,7 +164,7 @@ def test_test_ends_while_names_are_looked_up(world: World) -> None:
     time.sleep(0.1)
     visit.client.label(visit.leaf.name, "test_next")
     zone.silent = False
-    time.sleep(1.4)  # the host asks again after a second
+    time.sleep(1.1)  # the host asks again after a second
     assert nothing_arrived(*listeners)
     for client, talker in zip(clients, talkers, strict=True):
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EHOSTUNREACH

@@ -17,7 +17,7 @@ Pair = tuple[socket.socket, socket.socket]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=10,
+    max_leaves=5,
 )
 
 
@@ -34,7 +34,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(message=st.dictionaries(st.text(max_size=10), JSON, max_size=5))
 def test_arrives_as_it_was_sent(pair: Pair, message: dict[str, object]) -> None:
     """A message arrives whole and alone."""

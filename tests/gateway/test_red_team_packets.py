@@ -106,8 +106,10 @@ def test_simultaneous_open(world: World) -> None:
         for host, port in siege.outsiders:
             ends = _ends(siege, host)
             for flags in (SYN, SYN | ACK, ACK, PSH | ACK):
-                send(segment(ends, port, flags, b"" if flags != PSH | ACK else MARKER, source_port=siege.port))
-                send(segment((host, ends[0]), siege.port, flags, source_port=port))
+                send(
+                    segment(ends, port, flags, b"" if flags != PSH | ACK else MARKER, source_port=siege.port),
+                    segment((host, ends[0]), siege.port, flags, source_port=port),
+                )
     siege.still_served()
 
 

@@ -28,7 +28,7 @@ def test_names_that_take_long(world: World) -> None:
         siege.client.allow(siege.leaf.name, [f"{siege.rule}/udp"])
         with at(siege.leaf):
             stand_in = str(socket.getaddrinfo(name, 1, socket.AF_INET, STREAM)[0][4][0])
-    time.sleep(2.05)  # the gateway remembers for two seconds
+    time.sleep(1.02)  # the gateway remembers for a second
     zone.silent = True
     kept = {ending: _begun(siege, stand_in) for ending, siege in sieges.items()}
     time.sleep(0.1)
