@@ -165,6 +165,7 @@ class Isolation:
         item.stash[RECORD] = Record(item.nodeid, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
+        stay.leases.arrived()
         return leaf
 
     def settings_of(self, item: pytest.Item) -> ItemSettings:

@@ -73,7 +73,6 @@ class Leases:
 
     def take(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Return the leaf that this test runs in, a new one unless its scope has one already."""
-        self._pools.look_again()
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
             self._client.label(self._worker.name, item.nodeid, rules=settings.allow, sni=settings.sni)
@@ -86,6 +85,10 @@ class Leases:
             self._client.activate(leaf.namespace.name)
             self._client.label(leaf.namespace.name, item.nodeid, rules=settings.allow, sni=settings.sni)
         return leaf
+
+    def arrived(self) -> None:
+        """Prepare pools for the test, once the process is in its leaf."""
+        self._pools.arrive()
 
     def rest(self) -> None:
         """Let the worker leaf serve no test, if it served one, so that no test's rules hold there."""
@@ -116,6 +119,7 @@ class Leases:
             NetnsError: some could not be ended.
         """
         self._alive.pop((leaf.scope, leaf.node), None)
+        self._pools.depart()
         threads = self._left_threads(leaf)
         try:
             return Leftovers(leaf.namespace.name, threads, _end_left(leaf.namespace, leaf.since))

@@ -53,15 +53,25 @@ class Pools:
         self._known: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._working: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._hopped = threading.local()
+        self._arrived: _Anchor | None = None
 
     def install(self) -> None:
         """Change what hands work to a pool."""
         self._patch(ThreadPoolExecutor, "submit", self._handing_over)
         self._patch(ProcessPoolExecutor, "__init__", self._settling)
         self._patch(ProcessPoolExecutor, "submit", self._staying)
-        self.look_again()
+        self._look_again()
 
-    def look_again(self) -> None:
+    def arrive(self) -> None:
+        """Take note of where a test is to run: a test that counts its descriptors shall see none that work brings."""
+        self._arrived = self._here()
+        self._look_again()
+
+    def depart(self) -> None:
+        """Let go of that place, which the kernel may free then."""
+        self._arrived = None
+
+    def _look_again(self) -> None:
         """Change what has been imported since, too."""
         for place in self._missing[:]:
             module, owner, method = place

@@ -102,6 +102,27 @@ def test_functions_that_a_test_replaces(suite: Suite) -> None:
     suite.passes("--netns", "-Werror", passed=2)
 
 
+def test_descriptors_that_a_test_counts(suite: Suite) -> None:
+    """Handing work over neither opens a descriptor in the test nor closes one that the test before it needed."""
+    suite.write(
+        test_counted="""
+        import os
+        from concurrent.futures import ThreadPoolExecutor
+        import pytest
+        executor = ThreadPoolExecutor(1)
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(number):
+            before = os.listdir("/dev/fd")
+            for _ in range(2):
+                executor.submit(int, "1").result()
+                executor.submit(int, "1").result()
+                assert os.listdir("/dev/fd") == before
+        """
+    )
+    suite.passes("--netns", "-Werror", passed=3)
+
+
 @requires("pytest-asyncio", "trio")
 @IN_EVERY_WAY
 def test_loops(suite: Suite, way: tuple[str, ...]) -> None:
