@@ -78,7 +78,9 @@ class Report:
         gone = line.lost[configuration]
         line.recovered[configuration] = sorted(Outcomes.read(run.junit).passed & gone.keys())
         self._entries[suite.name]["users"][user] = asdict(line)
-        return f"{suite.name} {user} {configuration} once more: {len(line.recovered[configuration])} of {len(gone)} pass"
+        return (
+            f"{suite.name} {user} {configuration} once more: {len(line.recovered[configuration])} of {len(gone)} pass"
+        )
 
     def is_puzzling(self, suite: Suite, user: str, configuration: str) -> bool:
         """Tell whether a run has lost tests that there is no known cause for."""
@@ -104,17 +106,22 @@ class Report:
         """Return what the terminal is told at the end."""
         found = self.unexplained
         more = [f"... and {len(found) - _AT_MOST} more"] if len(found) > _AT_MOST else []
-        return "\n".join(["", *table.overview(self._entries), "", "unexplained:", *(found[:_AT_MOST] or ["none"]), *more])
+        return "\n".join(
+            ["", *table.overview(self._entries), "", "unexplained:", *(found[:_AT_MOST] or ["none"]), *more]
+        )
 
     def write(self) -> None:
         """Update the details, and what the documentation shows of them between its markers."""
         details = json.loads(_DETAILS.read_text("utf-8")) if _DETAILS.exists() else {}
-        details.update(self._entries)
+        for name, entry in self._entries.items():
+            before = details.get(name, {})
+            users = before.get("users", {}) if before.get("version") == entry["version"] else {}
+            details[name] = {**entry, "users": {**users, **entry["users"]}}
         _DETAILS.write_text(json.dumps(details, indent=1, sort_keys=True) + "\n", "utf-8")
-        before, _, rest = _DOCS.read_text("utf-8").partition(_BEGIN)
+        ahead, _, rest = _DOCS.read_text("utf-8").partition(_BEGIN)
         after = rest.partition(_END)[2]
-        shown = [*table.overview(details), "", *table.losses(details, lambda suite, test: _explain(suite, test))]
-        _DOCS.write_text("\n".join([before + _BEGIN, "", *shown, "", _END + after]), "utf-8")
+        shown = [*table.overview(details), "", *table.losses(details, _explain)]
+        _DOCS.write_text("\n".join([ahead + _BEGIN, "", *shown, "", _END + after]), "utf-8")
 
 
 def _explain(suite: str, test: str) -> str:

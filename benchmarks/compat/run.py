@@ -18,10 +18,11 @@ from pathlib import Path
 
 from environments import build_wheel, prepare
 from report import Report
-from suites import SUITES
+from suites import SUITES, Suite
 from worlds import CONFIGURATIONS, run
 
 _WORK = "/var/tmp/pytest-netns-compat"
+_CI = ("plain", "netns", "netns-n2")
 
 
 def _arguments() -> argparse.Namespace:
@@ -33,7 +34,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(_WORK), help=f"where to keep environments ({_WORK})")
     parser.add_argument("--python", default="/usr/bin/python3", help="which Python; every user must be able to read it")
     parser.add_argument("--wheel", type=Path, help="what to test (a wheel built of this tree)")
-    parser.add_argument("--once", action="store_true", help="don't repeat a run that has lost tests")
     parser.add_argument("--write", action="store_true", help="update docs/compatibility.md and results.json")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -41,27 +41,29 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
+def _measure(report: Report, suite: Suite, arguments: argparse.Namespace, configurations: list[str]) -> None:
+    """Run a suite as each user in each configuration; one that has lost tests is run once more."""
+    work = arguments.work
+    for user in (user for user in arguments.users.split(",") if user in suite.users):
+        for configuration in configurations:
+            print(report.add(suite, user, configuration, run(suite, user, configuration, work=work)), flush=True)
+            if report.is_puzzling(suite, user, configuration):
+                again = run(suite, user, configuration, work=work, again=True)
+                print(report.repeat(suite, user, configuration, again), flush=True)
+
+
 def main() -> int:
     """Run what was asked for, and return the exit status."""
     arguments = _arguments()
     only = arguments.only.split(",") if arguments.only else None
     suites = [suite for suite in SUITES if (suite.name in only if only else suite.ci or not arguments.ci)]
-    configurations = ["plain", "netns", "netns-n2"] if arguments.ci else arguments.configurations.split(",")
+    configurations = list(_CI) if arguments.ci else arguments.configurations.split(",")
     arguments.work.mkdir(parents=True, exist_ok=True)
-    report = Report()
     wheel = arguments.wheel or build_wheel(arguments.work, arguments.python)
+    report = Report()
     for suite in suites:
-        environment = prepare(suite, arguments.work, arguments.python, wheel)
-        report.begin(suite, environment)
-        for user in arguments.users.split(","):
-            if user not in suite.users:
-                continue
-            for configuration in configurations:
-                result = run(suite, user, configuration, work=arguments.work)
-                print(report.add(suite, user, configuration, result), flush=True)
-                if report.is_puzzling(suite, user, configuration) and not arguments.once:
-                    result = run(suite, user, f"{configuration}-again", work=arguments.work)
-                    print(report.repeat(suite, user, configuration, result), flush=True)
+        report.begin(suite, prepare(suite, arguments.work, arguments.python, wheel))
+        _measure(report, suite, arguments, configurations)
         if arguments.write:
             report.write()
     print(report.text())

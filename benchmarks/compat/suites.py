@@ -156,7 +156,14 @@ SUITES = (
             *("gevent>=24.10.1", "h2", "packaging", "pytest-asyncio", "uvloop", "httpx[http2]", "inotify"),
             *("tornado", "setproctitle", "coverage"),
         ),
-        ("-o", "addopts=--assert=plain"),
+        (
+            *("-o", "addopts=--assert=plain"),
+            *(
+                f"tests/test_{name}.py"
+                for name in ("sock", "statsd", "systemd", "gtornado", "asgi_worker", "http2_live")
+            ),
+            *(f"tests/test_{name}_integration.py" for name in ("control_socket", "http2", "signal")),
+        ),
         drop=("gunicorn",),
     ),
     Suite(
@@ -175,6 +182,7 @@ SUITES = (
             *("anyio[trio]", "h2", "httpx", "hypercorn", "pysocks", "pytest-socket", "pytest-timeout", "quart"),
             *("quart-trio", "trio", "cryptography", "idna", "pyopenssl", "trustme"),
         ),
+        ("test/with_dummyserver", "--ignore=test/with_dummyserver/test_https.py"),
         extras="brotli,zstd,socks,h2",
         drop=("src",),
     ),

@@ -70,7 +70,7 @@ class Run:
         return self.status in _LATE
 
 
-def run(suite: Suite, user: str, configuration: str, *, work: Path) -> Run:
+def run(suite: Suite, user: str, configuration: str, *, work: Path, again: bool = False) -> Run:
     """Run a suite once, in a world of its own, and leave its JUnit file and its output below ``work``.
 
     Raises:
@@ -78,7 +78,8 @@ def run(suite: Suite, user: str, configuration: str, *, work: Path) -> Run:
     """
     results = work / "results" / suite.name / user
     results.mkdir(parents=True, exist_ok=True)
-    junit, log = (results / f"{configuration}{ending}" for ending in (".xml", ".log"))
+    stem = f"{configuration}-again" if again else configuration
+    junit, log = results / f"{stem}.xml", results / f"{stem}.log"
     junit.unlink(missing_ok=True)
     place = Path(tempfile.mkdtemp(prefix="compat.", dir="/tmp"))
     try:
@@ -119,11 +120,8 @@ def _furnish(place: Path, suite: Suite, user: str, work: Path) -> None:
 
 def _command(suite: Suite, configuration: str) -> list[str]:
     """Return the command for pytest."""
-    options = CONFIGURATIONS[configuration.removesuffix("-again")]
-    if "--netns" in options:
-        options = (*options, *suite.isolated)
-    else:
-        options = ("-p", "no:netns", *options)
+    options = CONFIGURATIONS[configuration]
+    options = (*options, *suite.isolated) if "--netns" in options else ("-p", "no:netns", *options)
     junit = ("--junitxml=../junit/junit.xml", "-o", "junit_family=xunit1", "-p", "no:cacheprovider")
     return ["python", "-m", "pytest", *junit, *suite.arguments, *options]
 
@@ -140,7 +138,9 @@ def _script(suite: Suite, user: str, command: list[str], *, work: Path, place: P
     }
     limited = ["timeout", "--signal=INT", f"--kill-after={_GRACE}", str(suite.limit), *command]
     variables = [f"{name}={value}" for name, value in environment.items()]
-    line = shlex.join(["runuser", "-u", user, "--", "env", "-i", *variables, *limited])
+    line = shlex.join(
+        ["runuser", "-u", user, "--", "env", "-i", "--default-signal=INT,QUIT,PIPE", *variables, *limited]
+    )
     return f"""
 set -e
 cd {place}
