@@ -6,14 +6,14 @@ import contextlib
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.kernel import processes
+from pytest_netns.fakes import spare_us
+from pytest_netns.kernel import clock, processes
 from pytest_netns.namespace import Namespace
 from pytest_netns.scoping import Leaf, Place, leaf_node
 from pytest_netns.settings import ItemSettings, Scope
@@ -73,6 +73,7 @@ class Leases:
 
     def take(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Return the leaf that this test runs in, a new one unless its scope has one already."""
+        spare_us()
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
             self._client.label(self._worker.name, item.nodeid, rules=settings.allow, sni=settings.sni)
@@ -142,9 +143,9 @@ class Leases:
         """Return the threads that were started in the leaf, and therefore live in it, and go on working."""
         inside = threads_in(os.fstat(leaf.place.net_fd).st_ino)
         left = [thread for thread in inside if not self._pools.is_resting(thread)]
-        deadline = time.monotonic() + _PATIENCE
+        deadline = clock.monotonic() + _PATIENCE
         for thread in left:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - clock.monotonic()))
         return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from pytest_netns.kernel import clock
 from pytest_netns.settings import EgressMode, Mode, Settings
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Record:
     test: str
     namespace: Namespace
     own: bool = True
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=clock.realtime)
     scene: Scene | None = None
     told: str = ""
     ended: list[tuple[Process, str]] = field(default_factory=list)

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_netns.errors import ServiceNotReadyError
+from pytest_netns.kernel import clock
 from pytest_netns.kernel.sockets import listeners
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ class ServicePort:
         Raises:
             ServiceNotReadyError: it did not within ``timeout`` seconds; the text says what does listen.
         """
-        deadline = time.monotonic() + timeout
+        deadline = clock.monotonic() + timeout
         pause = _FIRST_PAUSE
         with self._namespace:
-            while not self._is_ready(max(0.001, deadline - time.monotonic())):
-                if time.monotonic() >= deadline:
+            while not self._is_ready(max(0.001, deadline - clock.monotonic())):
+                if clock.monotonic() >= deadline:
                     raise ServiceNotReadyError(self._not_ready(timeout))
-                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                time.sleep(min(pause, max(0.0, deadline - clock.monotonic())))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def publish(self) -> Published:

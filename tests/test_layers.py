@@ -18,6 +18,7 @@ LAYERS = (
         "closing",
         "detours",
         "early",
+        "fakes",
         "hints",
         "isolation",
         "leases",

@@ -12,12 +12,11 @@ import select
 import shlex
 import signal
 import textwrap
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.kernel import privilege
+from pytest_netns.kernel import clock, privilege
 
 __all__ = ["Process", "end", "end_members", "last_pid", "members"]
 
@@ -184,9 +183,9 @@ def _wait(processes: dict[int, Process], seconds: float) -> dict[int, Process]:
     poll = select.poll()
     for fd in alive:
         poll.register(fd, select.POLLIN)
-    deadline = time.monotonic() + seconds
+    deadline = clock.monotonic() + seconds
     while alive:
-        left = max(0.0, deadline - time.monotonic())
+        left = max(0.0, deadline - clock.monotonic())
         for fd in _ready(poll, left):
             poll.unregister(fd)
             del alive[fd]

@@ -1,0 +1,72 @@
+"""Libraries that replace the world around a test: freezegun and pyfakefs."""
+
+from __future__ import annotations
+
+from runs import IN_EVERY_WAY, Suite, requires
+
+FROZEN = """
+import socket, subprocess, sys
+import freezegun, pytest
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(99)"
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen():
+    with freezegun.freeze_time("2040-01-01"):
+        yield
+
+def test_left():
+    subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE).stdout.readline()
+
+def test_service(netns_service):
+    netns_service.wait(timeout=0.1)
+
+def test_blocked():
+    socket.create_connection(("192.0.2.1", 80))
+"""
+FILES = """
+import os
+import pytest
+from tools import answer, ask, listen
+
+@pytest.fixture(scope="session")
+def server():
+    with listen(9000) as server:
+        answer(server, 2)
+        yield
+
+@pytest.mark.parametrize("number", range(2))
+def test_function(fs, request, number):
+    fs.create_file("/pages/page")
+    assert os.listdir("/pages") == ["page"]
+    request.getfixturevalue("server")
+    assert ask(9000) == b"hello"
+
+@pytest.mark.parametrize("number", range(2))
+def test_module(fs_module, number):
+    assert not os.path.exists("/proc")
+    listen().close()
+"""
+
+
+@requires("freezegun")
+def test_frozen_time(suite: Suite) -> None:
+    """While the clocks stand, processes are ended, waiting comes to an end, and attempts to leave are told."""
+    suite.write(test_frozen=FROZEN)
+    result = suite.run("--netns", "--tb=line")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*ServiceNotReadyError*within 0.1 s*",
+            'blocked: tcp 192.0.2.1:80; allow with "192.0.2.1:80"',
+            "*test_left left running, ended with SIGKILL*",
+        ]
+    )
+
+
+@requires("pyfakefs")
+@IN_EVERY_WAY
+def test_fake_files(suite: Suite, way: tuple[str, ...]) -> None:
+    """Where all files are faked, for a test or a module, tests and fixtures are still brought to where they belong."""
+    suite.write(test_files=FILES)
+    suite.passes(*way, plugins="fakefs", passed=4)
