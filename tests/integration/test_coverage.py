@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from runs import Suite, requires
+from runs import IN_EVERY_WAY, Suite, requires
 
 pytestmark = requires("pytest-cov")
 
@@ -42,3 +42,38 @@ def test_subprocesses(suite: Suite, workers: tuple[str, ...]) -> None:
     result.stdout.no_fnmatch_line("*pytest_netns*")
     result.stdout.no_fnmatch_line("*warning*")
     assert [path.name for path in suite.path.glob(".coverage*")] == [".coverage", ".coveragerc"]
+
+
+@IN_EVERY_WAY
+def test_threads_and_processes(suite: Suite, way: tuple[str, ...]) -> None:
+    """What a session's pools of threads and processes do is measured, in every network, and told by test."""
+    suite.write(
+        work="""
+        def in_thread():
+            return "thread"
+        def in_process():
+            return "process"
+        """,
+        test_work="""
+        import multiprocessing
+        from concurrent.futures import ThreadPoolExecutor
+        import pytest, work
+        from tools import listen
+        @pytest.fixture(scope="session")
+        def pools():
+            with ThreadPoolExecutor(1) as threads, multiprocessing.get_context("spawn").Pool(1) as processes:
+                yield threads, processes
+                processes.close()
+                processes.join()
+        @pytest.mark.parametrize("number", range(2))
+        def test_it(pools, number):
+            threads, processes = pools
+            listen().close()
+            assert threads.submit(work.in_thread).result() == "thread"
+            assert processes.apply(work.in_process) == "process"
+        """,
+    )
+    suite.path.joinpath(".coveragerc").write_text("[run]\nconcurrency = multiprocessing, thread\n", encoding="utf-8")
+    options = ("--cov=.", "--cov-context=test", "--cov-report=term-missing")
+    result = suite.passes(*way, *options, plugins="pytest_cov", passed=2)
+    result.stdout.fnmatch_lines(["work.py * 100%*"])

@@ -41,6 +41,25 @@ def test_crashing():
 def test_after():
     listen()
 """
+FIXTURE = """
+import os
+import pytest
+from tools import answer, ask, leaf, listen, note
+
+@pytest.fixture(scope="session")
+def server():
+    with listen(9000) as server:
+        with open("starts", "a+") as file:
+            file.write("x")
+            assert file.tell() == 2
+        answer(server, 2)
+        yield leaf()
+
+@pytest.mark.parametrize("number", range(2))
+def test_server(server, number):
+    assert ask(9000) == b"hello"
+    note(server[0], leaf()[0])
+"""
 
 
 def test_fresh_leaf_each_time(suite: Suite) -> None:
@@ -49,6 +68,14 @@ def test_fresh_leaf_each_time(suite: Suite) -> None:
     result = suite.run("--netns", "--reruns=2", "-rR", plugins="rerunfailures")
     result.stdout.fnmatch_lines(["*2 passed, 4 rerun in *"])
     assert leaves(suite, "one", "two") == {f"main-t{number}" for number in range(1, 7)}
+
+
+def test_fixture(suite: Suite) -> None:
+    """A session's fixture that failed is set up again where it belongs, and serves on."""
+    suite.write(test_fixture=FIXTURE)
+    result = suite.run("--netns", "--reruns=1", plugins="rerunfailures")
+    result.stdout.fnmatch_lines(["*2 passed, 1 rerun in *"])
+    assert suite.notes() == ["main main-t2", "main main-t3"]
 
 
 @requires("pytest-xdist")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from runs import Suite, requires
+from runs import IN_EVERY_WAY, Suite, requires
 
 
 @requires("pytest-xdist")
@@ -36,8 +36,8 @@ def test_one_port_for_all(suite: Suite) -> None:
 
 
 @requires("pytest-httpserver")
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
-def test_httpserver(suite: Suite, workers: tuple[str, ...]) -> None:
+@IN_EVERY_WAY
+def test_httpserver(suite: Suite, way: tuple[str, ...]) -> None:
     """The session's server is reached from every test, at its one address."""
     suite.write(
         test_http="""
@@ -49,7 +49,7 @@ def test_httpserver(suite: Suite, workers: tuple[str, ...]) -> None:
             return "127.0.0.1", 9000
         @pytest.mark.parametrize("number", range(6))
         def test_it(httpserver, number):
-            listen()
+            listen().close()
             httpserver.expect_request("/number").respond_with_json(number)
             assert httpserver.url_for("/number") == "http://127.0.0.1:9000/number"
             with urllib.request.urlopen("http://localhost:9000/number", timeout=5) as answer:
@@ -57,11 +57,12 @@ def test_httpserver(suite: Suite, workers: tuple[str, ...]) -> None:
             httpserver.check()
         """
     )
-    suite.run("--netns", *workers, plugins="pytest_httpserver").assert_outcomes(passed=6)
+    suite.passes(*way, plugins="pytest_httpserver", passed=6)
 
 
 @requires("pytest-randomly")
-def test_random_order(suite: Suite) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_random_order(suite: Suite, workers: tuple[str, ...]) -> None:
     """pytest-randomly shuffles classes and functions; whatever the order, each test has its own leaf."""
     suite.write(
         test_order="""
@@ -82,7 +83,7 @@ def test_random_order(suite: Suite) -> None:
         def test_4(): listen()
         """
     )
-    suite.run("--netns", "--randomly-seed=1", plugins="randomly").assert_outcomes(passed=7)
+    suite.passes("--netns", "--randomly-seed=1", *workers, plugins="randomly", passed=7)
 
 
 def test_kinds_of_tests(suite: Suite) -> None:
@@ -148,6 +149,57 @@ def test_kinds_of_tests(suite: Suite) -> None:
     outcomes = result.parseoutcomes()
     outcomes.pop("subtests passed", None)
     assert outcomes == {"passed": 6, "skipped": 1, "xfailed": 1}
+
+
+@IN_EVERY_WAY
+def test_usual_fixtures(suite: Suite, way: tuple[str, ...]) -> None:
+    """Fixtures from a plugin module and by ``usefixtures``, log records, directories and variables work as ever."""
+    suite.write(
+        conftest="pytest_plugins = ['services']",
+        services="""
+        import logging, os
+        import pytest
+        from tools import answer, listen
+
+        @pytest.fixture
+        def service():
+            with listen() as server:
+                answer(server)
+                yield
+            logging.getLogger("service").warning("stopped")
+
+        @pytest.fixture(scope="module", autouse=True)
+        def directory(tmp_path_factory):
+            before = os.getcwd()
+            os.chdir(tmp_path_factory.mktemp("directory"))
+            os.environ["WHERE"] = os.getcwd()
+            yield
+            os.chdir(before)
+            del os.environ["WHERE"]
+        """,
+        test_usual="""
+        import logging, os, subprocess
+        import pytest
+        from tools import ask
+
+        @pytest.mark.usefixtures("service")
+        class TestUsual:
+            @pytest.mark.parametrize("number", range(3))
+            def test_it(self, number, caplog, tmp_path, monkeypatch, capfd):
+                assert os.getcwd() == os.environ["WHERE"]
+                monkeypatch.setenv("NUMBER", str(number))
+                monkeypatch.chdir(tmp_path)
+                subprocess.run("echo $NUMBER in $PWD", shell=True, check=True)
+                assert capfd.readouterr().out == f"{number} in {tmp_path}\\n"
+                assert ask() == b"hello"
+                logging.getLogger("service").warning("answered")
+                assert caplog.messages == ["answered"]
+        """,
+    )
+    suite.passes(*way, "--log-file=log", passed=3)
+    if "-n2" not in way:
+        log = (suite.path / "log").read_text(encoding="utf-8")
+        assert [line.split()[-1] for line in log.splitlines()] == ["answered", "stopped"] * 3
 
 
 def test_multiprocessing(suite: Suite) -> None:

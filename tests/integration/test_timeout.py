@@ -22,6 +22,37 @@ def test_hangs():
 def test_after():
     listen()
 """
+FIXTURES = """
+import time
+import pytest
+from tools import answer, ask, leaf, listen, note
+
+@pytest.fixture(scope="session")
+def base():
+    answer(listen(9000), 2)
+    return leaf()
+
+@pytest.fixture(scope="session")
+def never(base):
+    time.sleep(99)
+
+@pytest.fixture
+def endless(base):
+    yield
+    time.sleep(99)
+
+def test_set_up(never):
+    pass
+
+def test_tear_down(endless):
+    listen()
+    assert ask(9000) == b"hello"
+
+def test_after(base):
+    listen()
+    assert ask(9000) == b"hello"
+    note(base[0], leaf()[0])
+"""
 
 
 def test_signal(suite: Suite) -> None:
@@ -30,6 +61,14 @@ def test_signal(suite: Suite) -> None:
     result = suite.run("--netns", "--timeout=0.5", "--timeout-method=signal", plugins="timeout")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*Failed: Timeout*", "*left running, ended with SIG*"])
+
+
+def test_fixtures(suite: Suite) -> None:
+    """A fixture that hangs, in whichever network, fails its test, and the next one is where it belongs."""
+    suite.write(test_suite=FIXTURES)
+    result = suite.run("--netns", "--timeout=0.5", "--timeout-method=signal", plugins="timeout")
+    result.assert_outcomes(passed=2, errors=2)
+    assert suite.notes() == ["main main-t3"]
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
