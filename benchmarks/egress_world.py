@@ -130,8 +130,8 @@ def made() -> Iterator[World]:
         mnt = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         lacking = {program: reason for program in _RELAYS if (reason := _obstacle(program))}
         present = [program for program in _RELAYS if program not in lacking]
-        clients = {name: _fresh(mnt) for name in ("loopback", "routed", *present)}
-        host = _fresh(mnt)
+        clients = {name: fresh(mnt) for name in ("loopback", "routed", *present)}
+        host = fresh(mnt)
         _connect(host, clients["routed"])
         for program in present:
             _relay(stack, folder / f"{program}.log", program, host, clients[program])
@@ -159,7 +159,7 @@ def _unmount(path: str) -> None:
         syscalls.umount2(path, syscalls.MNT_DETACH)
 
 
-def _fresh(mnt: int) -> Place:
+def fresh(mnt: int) -> Place:
     """Move to a new network namespace with loopback up."""
     with privilege.raised():
         syscalls.unshare(syscalls.CLONE_NEWNET)
