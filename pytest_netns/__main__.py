@@ -1,46 +1,40 @@
-"""The command line: ``python -m pytest_netns doctor``."""
+"""The command line: ``pytest-netns``, or ``python -m pytest_netns``."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import importlib
 import sys
 from collections.abc import Sequence
-from typing import Final, TextIO
+from typing import Final
 
-from pytest_netns import doctor
-from pytest_netns.doctor import Check, Report
-from pytest_netns.kernel.probe import FAIL, OK, SKIPPED, WARN
-
-_MARKS: Final = {OK: ("ok", "32"), WARN: ("warn", "33"), FAIL: ("FAIL", "31"), SKIPPED: ("skip", "2")}
-_INDENT: Final = " " * 8
+_LEAF: Final = "the leaf, as `pytest-netns ps` lists it; RUN/LEAF where several runs have one of that name"
+_OWN_STATUS: Final = (
+    "The exit status is the command's own; 125 where the leaf could not be entered, 126 where the command cannot be "
+    "executed, 127 where it is not found."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
-    report = doctor.examine()
-    if options.json:
-        text = json.dumps(report.as_dict(), indent=2)
-    else:
-        text = "\n".join(render(report, colour=_wants_colour(sys.stdout)))
-    _print(text)
-    return 0 if report.ok else 1
-
-
-def _print(text: str) -> None:
-    """Write to standard output; a reader that has seen enough, as head(1) has, is no error."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    module, function = options.runs.split(".")
+    status: int = getattr(importlib.import_module(f"pytest_netns.cli.{module}"), function)(options)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pytest_netns", description="Helpers around pytest --netns.")
+    parser = argparse.ArgumentParser(prog="pytest-netns", description="Helpers around pytest --netns.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    _add_doctor(commands)
+    _add_ps(commands)
+    _add_visits(commands)
+    _add_forward(commands)
+    _add_resume(commands)
+    return parser
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     check = commands.add_parser(
         "doctor",
         help="check whether tests can be isolated on this machine",
@@ -49,49 +43,69 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The exit status is 0 where tests can be isolated, 1 where something is missing, 2 for a usage error.",
     )
     check.add_argument("--json", action="store_true", help="print the checks as JSON")
-    return parser
+    check.set_defaults(runs="checkup.run")
 
 
-def _wants_colour(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def _add_ps(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ps = commands.add_parser(
+        "ps",
+        help="list live runs and their leaves: test, addresses, what listens",
+        description="List the live runs of this user, and the leaf of each test that is running or held.",
+        epilog="The exit status is 0, also where nothing is alive; 1 where a run does not answer.",
+    )
+    ps.add_argument("--json", action="store_true", help="print them as JSON")
+    ps.set_defaults(runs="listing.run")
 
 
-def render(report: Report, *, colour: bool) -> list[str]:
-    """Return the table's lines."""
-    width = max(len(check.name) for check in report.checks)
-    lines = [_machine(report), ""]
-    advised: dict[str, str] = {}
-    for check in report.checks:
-        lines += _row(check, width, advised.get(check.fix, ""), colour=colour)
-        advised.setdefault(check.fix, check.name)
-    return [*lines, "", _verdict(report)]
+def _add_visits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    shell = commands.add_parser(
+        "shell",
+        help="open a shell in a leaf",
+        description="Start $SHELL, or /bin/sh, in a leaf's network and mounts, as this user and in this directory.",
+        epilog=_OWN_STATUS,
+    )
+    shell.add_argument("leaf", metavar="LEAF", help=_LEAF)
+    shell.set_defaults(runs="inside.shell")
+    run = commands.add_parser(
+        "exec",
+        help="run a command in a leaf",
+        usage="pytest-netns exec [-h] LEAF -- COMMAND [ARGUMENT ...]",
+        description="Run a command in a leaf's network and mounts, as this user and in this directory.",
+        epilog=_OWN_STATUS,
+    )
+    run.add_argument("leaf", metavar="LEAF", help=_LEAF)
+    run.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
+    run.set_defaults(runs="inside.execute", parser=run)
 
 
-def _machine(report: Report) -> str:
-    machine = report.machine
-    user = "root" if machine.root else "an ordinary user"
-    facts = [machine.name or machine.system, f"as {user}", f"in {machine.container}" if machine.container else ""]
-    return ", ".join(fact for fact in facts if fact)
+def _add_forward(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    forward = commands.add_parser(
+        "forward",
+        help="make a port of a leaf reachable from the host",
+        description="Forward a port of the host's 127.0.0.1 to a port of a leaf, until Ctrl-C or the leaf's end.",
+        epilog="The exit status is 0 after Ctrl-C, 1 where the leaf has ended or the port cannot be had.",
+    )
+    forward.add_argument("leaf", metavar="LEAF", help=_LEAF)
+    forward.add_argument("port", metavar="PORT", type=_port, help="the port in the leaf")
+    forward.add_argument("--on", metavar="PORT", type=_port, default=0, help="the host's port (a free one)")
+    forward.set_defaults(runs="inside.forward")
 
 
-def _row(check: Check, width: int, same_as: str, *, colour: bool) -> list[str]:
-    """Return a row's lines; ``same_as`` names the row above that the same command mends."""
-    word, code = _MARKS[check.status]
-    mark = f"\x1b[{code}m{word:<4}\x1b[0m" if colour else f"{word:<4}"
-    lines = [f"  {mark}  {check.name:<{width}}  {check.seen}".rstrip()]
-    fix = f"the same as for: {same_as}" if same_as else check.fix
-    details = (("needed", check.why), ("cause", check.cause), ("fix", fix)) if check.fix else ()
-    for title, text in details:
-        first, *rest = text.splitlines()
-        lines += [f"{_INDENT}{title + ':':<8}{first}", *(f"{_INDENT}{'':<8}{line}" for line in rest)]
-    return lines
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to 65535")
+    return int(text)
 
 
-def _verdict(report: Report) -> str:
-    if report.ok:
-        return "All is well: pytest --netns works here."
-    count = len(report.failed)
-    return f"{count} check{'s' if count > 1 else ''} failed: pytest --netns can't isolate tests here."
+def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    resume = commands.add_parser(
+        "resume",
+        help="let a test that --netns-hold keeps go on",
+        description="Let a failed test that `pytest --netns-hold=failed` keeps be torn down, and its run go on.",
+        epilog="The exit status is 0 where the test was held, else 1.",
+    )
+    resume.add_argument("leaf", metavar="LEAF", help=_LEAF)
+    resume.set_defaults(runs="inside.resume")
 
 
 if __name__ == "__main__":

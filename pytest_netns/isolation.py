@@ -34,13 +34,13 @@ class Isolation:
         self.session = session
         self.leaf: Leaf | None = None
         self._refusal: BaseException | None = None
-        self._kept: Leaf | None = None
+        self.kept: Leaf | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Bring the process to where the test belongs; it stays until after the tear-down."""
         __tracebackhide__ = True
-        self._refusal = self._kept = None
+        self._refusal = self.kept = None
         try:
             self._enter(item)
         except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:  # noqa: BLE001 - raised below
@@ -130,11 +130,12 @@ class Isolation:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_exception_interact(self) -> Generator[None, object, object]:
         """Debug a failed tear-down, too, in the test's leaf, which ``_leave`` has kept for it."""
-        stay, (leaf, self._kept) = self.session.stay, (self._kept, None)
+        stay, leaf = self.session.stay, self.kept
         back = stay.traveller.visit(leaf.place) if stay is not None and leaf is not None else None
         try:
             return (yield)
         finally:
+            self.kept = None
             if back is not None:
                 back()
 
@@ -237,8 +238,8 @@ class Isolation:
             from pytest_netns.scene import gather  # noqa: PLC0415 - tests pass, as a rule
 
             record.scene = gather(record, self.session.client)
-        if failed and item.config.getoption("usepdb"):
-            self._kept = leaf  # it is given back when the next test is set up
+        if failed and (item.config.getoption("usepdb") or self.session.settings.hold):
+            self.kept = leaf  # it is given back when the next test is set up
             return
         try:
             self._release(item, nextitem)

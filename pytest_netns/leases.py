@@ -18,6 +18,7 @@ from pytest_netns.namespace import Namespace
 from pytest_netns.scoping import Leaf, Place, leaf_node
 from pytest_netns.settings import ItemSettings, Scope
 from pytest_netns.tally import OUTSIDE
+from pytest_netns.visit import is_guest
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
@@ -76,7 +77,7 @@ class Leases:
         spare_us()
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
-            self._client.label(self._worker.name, item.nodeid, rules=settings.allow, sni=settings.sni)
+            self._label(self._worker, item, settings)
             return self._own
         key = (settings.scope, leaf_node(item, settings.scope))
         leaf = self._alive.get(key)
@@ -84,12 +85,17 @@ class Leases:
             leaf = self._alive[key] = self._lease(key, item.nodeid, settings)
         else:
             self._client.activate(leaf.namespace.name)
-            self._client.label(leaf.namespace.name, item.nodeid, rules=settings.allow, sni=settings.sni)
+            self._label(leaf.namespace, item, settings)
         return leaf
 
     def arrived(self) -> None:
         """Prepare pools for the test, once the process is in its leaf."""
         self._pools.arrive()
+
+    def _label(self, namespace: Namespace, item: pytest.Item, settings: ItemSettings) -> None:
+        self._client.label(
+            namespace.name, item.nodeid, service_port=settings.port, rules=settings.allow, sni=settings.sni
+        )
 
     def rest(self) -> None:
         """Let the worker leaf serve no test, if it served one, so that no test's rules hold there."""
@@ -127,7 +133,13 @@ class Leases:
         finally:
             if following is not None:
                 test, settings = following
-                self._client.order(test, rules=settings.allow, sni=settings.sni, instead_of=leaf.namespace.name)
+                self._client.order(
+                    test,
+                    service_port=settings.port,
+                    rules=settings.allow,
+                    sni=settings.sni,
+                    instead_of=leaf.namespace.name,
+                )
             leaf.namespace.close()
 
     def release_all(self) -> None:
@@ -152,7 +164,7 @@ class Leases:
 def _end_left(namespace: Namespace, since: int | None) -> list[tuple[Process, str]]:
     """End the processes that were started in the leaf and are still there."""
     inode = os.fstat(namespace.fileno()).st_ino
-    ended = processes.end_members(inode, since, spared=lambda: {_resource_tracker()})
+    ended = processes.end_members(inode, since, spared=lambda: {_resource_tracker()}, unnamed=is_guest)
     silent = _fork_server()
     return [(process, how) for process, how in ended if process.pid != silent]
 

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_netns.errors import NetnsError
 from pytest_netns.fixtures import netns, netns_egress, netns_port, netns_service
-from pytest_netns.settings import EGRESS_MODES, FORMS, SCOPES, EgressMode, Settings, SettingsError
+from pytest_netns.settings import ANY_PORT, EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Settings, SettingsError
 
 __all__ = ["netns", "netns_egress", "netns_port", "netns_service"]
 
@@ -55,6 +55,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "(record); or fails together with the test, even one that swallows the error (fail)",
     )
     group.addoption("--netns-egress-log", metavar="FILE", help="write every attempt to leave to FILE, as lines of JSON")
+    group.addoption(
+        "--netns-hold",
+        choices=("off", "failed"),
+        metavar="off|failed",
+        help="keep the network of a failed test, with all that runs in it, until you have looked inside (off)",
+    )
+    group.addoption(
+        "--netns-publish",
+        nargs="?",
+        const=ANY_PORT,
+        metavar="PORT",
+        help="show the service of every test that is running to a browser on this machine, at "
+        "http://<leaf>.localhost:PORT/, with an index at http://localhost:PORT/",
+    )
     parser.addini("netns", "which tests are isolated: all, marked or off", type="string", default=None)
     parser.addini("netns_scope", f"how long a namespace lives: {', '.join(SCOPES)}", type="string", default=None)
     parser.addini("netns_port", "the service port", type="int", default=None)
@@ -83,7 +97,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _settle(config: pytest.Config, options: Any) -> None:
     from pytest_netns import early  # noqa: PLC0415
 
-    names = ("mode", "scope", "port", "unsupported", "allow", "egress", "egress_log")
+    names = ("mode", "scope", "port", "unsupported", "allow", "egress", "egress_log", "hold", "publish")
     try:
         settings = Settings.of(
             {name: getattr(options, f"netns_{name}") for name in names}, {name: _ini(config, name) for name in _INI}
@@ -119,8 +133,10 @@ def _unsupported(settings: Settings, error: Exception) -> str:
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what is isolated, and with whose rights."""
     from pytest_netns.report import header  # noqa: PLC0415
+    from pytest_netns.session import SESSION  # noqa: PLC0415
 
-    return header(config.stash[_SETTINGS])
+    session = config.stash.get(SESSION, None)
+    return header(config.stash[_SETTINGS], session.page if session is not None else None)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -138,6 +154,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(str(error)) from None
     try:
         ours.start()
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
     except (NetnsError, OSError) as error:
         ours.failure = _unsupported(ours.settings, error)
     if ours.role is not Role.CONTROLLER:
@@ -147,6 +165,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             config.pluginmanager.register(Strict(ours), "netns-strict")
         config.stash[ISOLATION] = Isolation(ours)
         config.pluginmanager.register(config.stash[ISOLATION], "netns-isolation")
+    if ours.settings.hold and ours.settings.mode is not Mode.OFF:
+        from pytest_netns.hold import attend  # noqa: PLC0415
+
+        attend(ours)
+
+
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    """Say, at a debugger's prompt, how to look inside from another terminal."""
+    from pytest_netns.hold import hint  # noqa: PLC0415
+
+    hint(config)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -147,8 +147,8 @@ def shortened(lines: list[str]) -> list[str]:
     return lines if len(lines) <= _AT_MOST else [*lines[:_AT_MOST], f"... and {len(lines) - _AT_MOST} more"]
 
 
-def header(settings: Settings) -> str:
-    """Return the line at the top of the run."""
+def header(settings: Settings, page: str | None = None) -> str:
+    """Return the line at the top of the run; ``page`` is where browsers find the leaves."""
     if settings.mode is Mode.OFF:
         return "netns: off"
     tests = {Mode.ALL: "every test", Mode.MARKED: "tests that ask"}[settings.mode]
@@ -158,6 +158,8 @@ def header(settings: Settings) -> str:
         words.append(f"egress {settings.egress.value}")
     if settings.allow:
         words.append("1 egress rule" if len(settings.allow) == 1 else f"{len(settings.allow)} egress rules")
+    if page is not None:
+        words.append(f"leaves at {page}")
     return f"netns: {', '.join(words)}"
 
 

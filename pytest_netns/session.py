@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_netns import early
-from pytest_netns.errors import NetnsError, UnsupportedError
+from pytest_netns.errors import KernelError, NetnsError, UnsupportedError
 from pytest_netns.settings import EgressMode, Mode, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ def explained(error: Exception) -> str:
     return doctor.explain(error)
 
 
+def _is_root() -> bool:
+    from pytest_netns.kernel import privilege  # noqa: PLC0415
+
+    return privilege.is_root()
+
+
 def _quietly(close: Callable[[], None]) -> None:
     """Close what the gateway has a part in; it may be gone, and then everything of it is."""
     try:
@@ -81,6 +87,7 @@ class Session:
         self.failure: str | None = self._workerinput.get(FAILURE)
         self.client: GatewayClient | None = None
         self.stay: Stay | None = None
+        self.page: str | None = None
         self.told: list[dict[str, Any]] = []
         self.log: str | None = self._workerinput.get(LOG)
         self.run_id: str = self._workerinput.get(RUN_ID) or early.run_id(config)
@@ -105,7 +112,11 @@ class Session:
             NetnsError, OSError: isolation cannot work here.
         """
         self.config.add_cleanup(self.close)
-        if self.settings.mode is Mode.OFF or not self.settings.said or self.failure:
+        if self.settings.mode is Mode.OFF or self.failure:
+            return
+        if not self.settings.said:
+            if self.settings.publish is not None and _is_root():  # so that its address is told before the first test
+                self._connect()
             return
         if self.role is Role.CONTROLLER:
             self._connect()
@@ -167,7 +178,16 @@ class Session:
         self._cleanup.callback(self.client.close)
         if self.log is not None:
             self.client.log_to(self.log)
+        if self.settings.publish is not None:
+            self._publish(self.client, self.settings.publish)
         return self.client
+
+    def _publish(self, client: GatewayClient, port: int) -> None:
+        try:
+            self.page = f"http://localhost:{client.browse(port)}/"
+        except KernelError as error:
+            reason = f"{error.strerror}".rpartition("browse: ")[2]
+            raise SettingsError(f"--netns-publish: {reason}; name another port, or none") from None
 
     def _engage(self) -> Stay:
         """Connect to the gateway, and go where the process lives between tests."""
@@ -183,7 +203,7 @@ class Session:
         returns = privilege.is_entered() and host.is_reachable()
         if not returns and not self.settings.said:
             raise _UnsaidError(_UNSAID)
-        client, settings = self._connect(), self.settings
+        client, settings = self.client or self._connect(), self.settings
         name, record = self._workerinput.get("workerid", "main"), settings.egress is EgressMode.RECORD
         traveller = Traveller(host, str(self.config.invocation_params.dir))
         worker = None

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pytest_netns import values
-from pytest_netns.values import EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Scope, SettingsError, listed
+from pytest_netns.values import ANY_PORT, EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Scope, SettingsError, listed
 
 __all__ = [
+    "ANY_PORT",
     "EGRESS_MODES",
     "FORMS",
     "SCOPES",
@@ -55,6 +56,8 @@ class Settings:
         allow: the egress rules for every test, each in its canonical form.
         egress: what becomes of an attempt to reach something that no rule allows.
         log: the file that every attempt is written to, as it was given; None if none was.
+        hold: whether a failed test waits in its leaf for somebody to look inside.
+        publish: the host's port at which browsers find all leaves, 0 for any; None if they shall not.
     """
 
     mode: Mode = Mode.MARKED
@@ -65,14 +68,16 @@ class Settings:
     allow: tuple[str, ...] = ()
     egress: EgressMode = EgressMode.BLOCK
     log: str | None = None
+    hold: bool = False
+    publish: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], ini: Mapping[str, Any]) -> Settings:
         """Make one of the command line and the configuration file, where the command line wins, and rules add up.
 
         Args:
-            options: ``mode``, ``scope``, ``port``, ``unsupported``, ``allow``, ``egress`` and ``egress_log``; None
-                where not given.
+            options: ``mode``, ``scope``, ``port``, ``unsupported``, ``allow``, ``egress``, ``egress_log``, ``hold`` and
+                ``publish``; None where not given.
             ini: ``netns``, ``netns_scope``, ``netns_port``, ``netns_allow`` and ``netns_egress``; None where not given.
 
         Raises:
@@ -92,6 +97,8 @@ class Settings:
             allow=_once(allow),
             egress=_first(values.egress, *_given("egress", options, ini)) or EgressMode.BLOCK,
             log=options.get("egress_log"),
+            hold=options.get("hold") == "failed",
+            publish=values.publish(options.get("publish"), "--netns-publish"),
         )
 
     def for_item(self, marks: Iterable[Mark], fixtures: Iterable[str] = ()) -> ItemSettings:

@@ -14,6 +14,7 @@ from pytest_netns.errors import NetnsError
 
 __all__ = ["FORMS", "EgressMode", "Mode", "Scope", "SettingsError"]
 
+ANY_PORT: Final = "any"
 _MAX_PORT: Final = 65_535
 
 
@@ -100,6 +101,17 @@ def egress(value: object, place: str) -> EgressMode:
     if not isinstance(value, str) or value not in EGRESS_MODES:
         raise SettingsError(f"{place}: {value!r} is no egress mode; write {FORMS['netns_egress']}")
     return EgressMode(value)
+
+
+def publish(value: object, place: str) -> int | None:
+    """Check the port at which browsers find leaves: None where it was not asked for, ANY_PORT for any."""
+    if value is None or value == ANY_PORT:
+        return None if value is None else 0
+    try:
+        return port(value, place)
+    except SettingsError as error:
+        hint = f"{place}=PORT, or {place} behind everything that is not an option"
+        raise SettingsError(f"{str(error).partition(';')[0]}; write {hint}") from None
 
 
 def flag(value: object, place: str) -> bool:

@@ -9,9 +9,11 @@ from typing import Final
 
 from pytest_netns.kernel.position import Position
 
-__all__ = ["ENVIRONMENT", "Visit", "Visits"]
+__all__ = ["ENVIRONMENT", "GUEST", "Visit", "Visits", "is_guest"]
 
 ENVIRONMENT: Final = "PYTEST_NETNS"
+GUEST: Final = "PYTEST_NETNS_GUEST"
+"""Set for what a user starts in a leaf from another terminal, which no test is to blame for."""
 
 
 class Visits(threading.local):
@@ -43,6 +45,15 @@ class Visit:
             with contextlib.suppress(OSError):
                 os.chdir(cwd)
         _announce(self._environment)
+
+
+def is_guest(pid: int) -> bool:
+    """Tell whether a process, or the one that it descends from, came into its leaf from another terminal."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return any(entry.startswith(GUEST.encode() + b"=") for entry in file.read().split(b"\0"))
+    except OSError:
+        return False
 
 
 def _cwd() -> str:

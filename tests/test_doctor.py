@@ -19,9 +19,10 @@ import pytest
 from machines import DOCTOR
 
 from pytest_netns import doctor
-from pytest_netns.__main__ import main, render
+from pytest_netns.__main__ import main
 from pytest_netns.checkup import names, trials
 from pytest_netns.checkup.machine import Machine
+from pytest_netns.cli.checkup import render
 from pytest_netns.doctor import Check, Report
 from pytest_netns.errors import KernelError, UnsupportedError
 from pytest_netns.kernel.probe import FAIL, OK, PLATFORM, PROBE, SKIPPED, WARN, Remark

@@ -20,6 +20,7 @@ LAYERS = (
         "early",
         "fakes",
         "hints",
+        "hold",
         "isolation",
         "leases",
         "markers",
@@ -34,7 +35,7 @@ LAYERS = (
         "tally",
         "values",
     },
-    {"__main__", "fixtures", "plugin"},
+    {"__main__", "cli", "fixtures", "plugin"},
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 PURE = LAYERS[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_netns.errors import NetnsError, describe
-from pytest_netns.gateway.paths import SOCKET_NAME, short_path
+from pytest_netns.gateway.paths import OBSERVERS_NAME, SOCKET_NAME, short_path
 
 
 def _spare_pyroute2() -> None:
@@ -54,16 +54,25 @@ async def _run(directory: Path, ready: int) -> None:
         report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
         _tell(ready, report)
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        with short_path(directory / SOCKET_NAME) as path:
-            listener.bind(path)
-        listener.listen(socket.SOMAXCONN)
-        listener.setblocking(False)
+    sockets = [directory / name for name in (SOCKET_NAME, OBSERVERS_NAME)]
+    with contextlib.ExitStack() as stack:
+        listener, observers = (stack.enter_context(_listener(path)) for path in sockets)
         if _tell(ready, {}):
-            await gateway.serve(listener)
-        with contextlib.suppress(OSError):
-            (directory / SOCKET_NAME).unlink()
+            await gateway.serve(listener, observers)
+        for path in sockets:
+            with contextlib.suppress(OSError):
+                path.unlink()
     await gateway.stop()
+
+
+def _listener(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)  # of a gateway that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with short_path(path) as short:
+        listener.bind(short)
+    listener.listen(socket.SOMAXCONN)
+    listener.setblocking(False)
+    return listener
 
 
 def main() -> None:

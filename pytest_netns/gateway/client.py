@@ -19,7 +19,7 @@ __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
 
 _Received: TypeAlias = tuple[dict[str, Any], list[int]]
-_Purpose: TypeAlias = tuple[str, tuple[str, ...], bool]
+_Purpose: TypeAlias = tuple[str, tuple[str, ...], bool, int]
 
 
 class LeafGrant(NamedTuple):
@@ -96,29 +96,42 @@ class GatewayClient:
             rules: what the worker's leaf may reach, as ``EgressRule.parse`` takes it.
             record: whether whatever no rule allows is let through, and recorded, for the tests' leaves too.
         """
-        request = {"worker_name": worker, "open_egress": open_egress, "rules": list(rules), "record": record}
+        request = {
+            "worker_name": worker,
+            "open_egress": open_egress,
+            "rules": list(rules),
+            "record": record,
+            "port": service_port,
+        }
         number = self._send(op="join", own_leaf=True, **request)
         return _granted(self._answer("join", number), service_port)
 
     def attach(self, worker: str, *, record: bool = False) -> None:
         """Become a worker that stays in the host's namespace and has tests in leaves."""
-        self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False, rules=[], record=record)
+        self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False, rules=[], record=record, port=0)
 
     def order(
-        self, test: str = "", *, rules: Sequence[str] = (), sni: bool = True, instead_of: str | None = None
+        self,
+        test: str = "",
+        *,
+        service_port: int = 8080,
+        rules: Sequence[str] = (),
+        sni: bool = True,
+        instead_of: str | None = None,
     ) -> int:
         """Have the next test's leaf delivered without waiting for it; ``lease`` then finds it here.
 
         Args:
-            test: the test that it is to serve, as far as is known, and ``rules`` and ``sni`` as for ``label``.
+            test: the test that it is to serve, as far as is known, and the rest as for ``label``.
+            service_port: see there.
             rules: see there.
             sni: see there.
             instead_of: a leaf to give up with the same message; a ``release`` of it has nothing left to do.
         """
         if self._ordered is None:
             given_up = {} if instead_of is None else {"instead_of": instead_of}
-            self._ordered = self._send(op="lease", test=test, rules=list(rules), sni=sni, **given_up)
-            self._ordered_for = (test, tuple(rules), sni)
+            self._ordered = self._send(op="lease", test=test, port=service_port, rules=list(rules), sni=sni, **given_up)
+            self._ordered_for = (test, tuple(rules), sni, service_port)
             self._given_up = instead_of or ""
         return self._ordered
 
@@ -127,22 +140,24 @@ class GatewayClient:
 
         ``rules`` and ``sni`` are as for ``label``.
         """
-        number, foreseen = self.order(test, rules=rules, sni=sni), self._ordered_for
+        number, foreseen = self.order(test, service_port=service_port, rules=rules, sni=sni), self._ordered_for
         try:
             grant = _granted(self._answer("lease", number), service_port)
         finally:
             self._ordered = self._ordered_for = self._delivered = None
         if foreseen is not None and foreseen[1]:
             self._ruled.add(grant.name)
-        if foreseen != (test, tuple(rules), sni):
-            self.label(grant.name, test, rules=rules, sni=sni)
+        if foreseen != (test, tuple(rules), sni, service_port):
+            self.label(grant.name, test, service_port=service_port, rules=rules, sni=sni)
         return grant
 
     def activate(self, name: str) -> None:
         """Continue the worker leaf's loopback in this leaf from now on."""
         self._ask(op="activate", leaf=name)
 
-    def label(self, name: str, test: str, *, rules: Sequence[str] = (), sni: bool = True) -> None:
+    def label(
+        self, name: str, test: str, *, service_port: int | None = None, rules: Sequence[str] = (), sni: bool = True
+    ) -> None:
         """Let a leaf serve this test from now on: book on it what the leaf tries, and go by its rules.
 
         Connections that these do not allow are cut. Does not wait where there are, and were, none, unless for what was
@@ -151,13 +166,15 @@ class GatewayClient:
         Args:
             name: the leaf.
             test: the test's node id.
+            service_port: the port of the service under test; None where it stays what it was.
             rules: what the test may reach, as ``EgressRule.parse`` takes it.
             sni: whether TLS clients have to name the server that they were let through to.
         """
         # The hub has to know of rules, and of their end, before the next packet; behind an order it is told late.
         wait = bool(rules) or name in self._ruled or self._ordered is not None
         (self._ruled.add if rules else self._ruled.discard)(name)
-        number = self._send(op="label", leaf=name, test=test, rules=list(rules), sni=sni, wait=wait)
+        served = {"leaf": name, "test": test, "port": service_port}
+        number = self._send(op="label", **served, rules=list(rules), sni=sni, wait=wait)
         if wait:
             self._answer("label", number)
 
@@ -205,6 +222,25 @@ class GatewayClient:
     def unpublish(self, host_port: int) -> None:
         """Stop forwarding a published port."""
         self._ask(op="unpublish", port=host_port)
+
+    def browse(self, port: int = 0) -> int:
+        """Serve all leaves to browsers at a port of the host's 127.0.0.1; return it.
+
+        Args:
+            port: the port; 0 for the usual one, or a free one where that is taken.
+
+        Raises:
+            KernelError: the port is taken, or not for this user.
+        """
+        return int(self._ask(op="browse", port=port)["port"])
+
+    def hold(self, name: str, why: str | None) -> None:
+        """Have a leaf listed as one that waits for somebody to look inside, for a reason; or, without one, no more."""
+        self._ask(op="hold", leaf=name, why=why)
+
+    def is_held(self, name: str) -> bool:
+        """Tell whether nobody has said yet that a held leaf's test shall go on."""
+        return bool(self._ask(op="held", leaf=name)["held"])
 
     def close(self) -> None:
         """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""

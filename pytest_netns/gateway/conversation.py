@@ -1,22 +1,25 @@
-"""Serve the pytest processes: take requests, and answer each client's in order.
+"""Serve the processes of a user that connect: take requests, and answer each client's in order.
 
-The service ends when the last of them has gone, whatever ended that one.
+``serve`` ends when the last client has gone, whatever ended that one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
 
 from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.protocol import Message
 from pytest_netns.gateway.worker import Worker
+
+T = TypeVar("T")
 
 Reply: TypeAlias = tuple[Message, tuple[int, ...]]
 Operation: TypeAlias = Callable[..., "Reply | Awaitable[Reply] | None"]
@@ -24,6 +27,7 @@ Operation: TypeAlias = Callable[..., "Reply | Awaitable[Reply] | None"]
 _SO_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid; see unix(7)
 _FIRST_CLIENT_TIMEOUT: Final = 30.0  # seconds
 _BREATHER: Final = 0.1  # seconds
+_PAGE_BYTES: Final = 64 * 1024
 _REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
 
 
@@ -47,11 +51,21 @@ class Clients:
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve until the last client has gone."""
+        self.listen(listener)
         loop = asyncio.get_running_loop()
-        loop.add_reader(listener, self._accept, listener)
         self._await_first(os.getppid(), loop.time() + _FIRST_CLIENT_TIMEOUT)
         await self._ended.wait()
         loop.remove_reader(listener)
+
+    def listen(self, listener: socket.socket) -> None:
+        """Take on whoever connects here, from now on."""
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    @property
+    def first_pid(self) -> int | None:
+        """The process that connected first of those that are connected: the controller, where there is one."""
+        first = min(self._workers, key=lambda worker: worker.number, default=None)
+        return None if first is None else first.pid
 
     def catch_up(self, worker: Worker) -> None:
         """Carry out all that a client has asked for by now."""
@@ -88,9 +102,9 @@ class Clients:
         connection.setblocking(False)
         worker = Worker(next(self._numbers), pid, connection)
         self._workers.add(worker)
-        self._listen(worker)
+        self._attend(worker)
 
-    def _listen(self, worker: Worker) -> None:
+    def _attend(self, worker: Worker) -> None:
         worker.heard = True
         # By number: the loop looks up what it has not heard of, and to say so would describe a socket at length.
         asyncio.get_running_loop().add_reader(worker.connection.fileno(), self._read, worker)
@@ -143,7 +157,7 @@ class Clients:
         except _REFUSED as error:
             answer = _refusal(error)
         if self._send(worker, number, answer):
-            self._listen(worker)
+            self._attend(worker)
 
     def _send(self, worker: Worker, number: int | None, reply: Reply) -> bool:
         answer, attached = reply
@@ -172,6 +186,20 @@ class Clients:
         finally:  # whatever came of it, the gateway ends with its last client
             self._workers.discard(worker)
             self._end_if_unused()
+
+
+def page(records: Iterable[T], row_of: Callable[[T], Any], **more_fields: Any) -> Reply:
+    """Return as many records as fit a message well, each as JSON can carry it, and whether there are more."""
+    rows: list[Any] = []
+    size, more = 0, False
+    for record in records:
+        row = row_of(record)
+        size += len(json.dumps(row))
+        more = bool(rows) and size > _PAGE_BYTES
+        if more:
+            break
+        rows.append(row)
+    return {"rows": rows, "more": more, **more_fields}, ()
 
 
 def _refusal(error: Exception) -> Reply:

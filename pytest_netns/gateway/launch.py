@@ -24,12 +24,12 @@ START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under loa
 _LOG_TAIL: Final = 2000
 
 
-def dial(run_dir: Path) -> socket.socket | None:
+def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> socket.socket | None:
     """Connect to the gateway that serves a run; None where none does, or one that is just ending."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    protocol.limit(connection, TIMEOUT)
+    protocol.limit(connection, timeout)
     try:
-        with short_path(run_dir / SOCKET_NAME) as path:
+        with short_path(run_dir / name) as path:
             connection.connect(path)
         protocol.send(connection, {"op": "hello"})
         answer, _ = protocol.receive(connection)

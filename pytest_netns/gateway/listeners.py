@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pytest_netns.kernel import syscalls
+from pytest_netns.kernel import sockets, syscalls
 
 _LISTEN: Final = "0A"
 _UDP_UNCONNECTED: Final = "07"
@@ -46,6 +46,21 @@ def takes_datagrams(net_fd: int, home_fd: int, port: int, version: int) -> bool:
     syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
     try:
         return any(address in _TAKERS[version] for address, _ in _listening("udp", port))
+    finally:
+        syscalls.setns(home_fd, syscalls.CLONE_NEWNET)
+
+
+def inside(net_fd: int, home_fd: int) -> list[str]:
+    """Return what listens in a network namespace, as ``127.0.0.1:8080`` or ``[::1]:53/udp``.
+
+    Args:
+        net_fd: the namespace.
+        home_fd: that of the calling thread, which returns there.
+    """
+    syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
+    try:
+        found = (one.endpoint.partition(" ") for one in sockets.listeners())
+        return sorted(where + ("/udp" if protocol == "udp" else "") for protocol, _, where in found)
     finally:
         syscalls.setns(home_fd, syscalls.CLONE_NEWNET)
 

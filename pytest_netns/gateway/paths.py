@@ -12,7 +12,11 @@ from typing import Final
 
 from pytest_netns.errors import GatewayError
 
+PREFIX: Final = "pytest-netns-"
+"""What stands before the user's number in the name of the directory that all runs of that user are in."""
+
 SOCKET_NAME: Final = "gateway.sock"
+OBSERVERS_NAME: Final = "look.sock"
 LOCK_NAME: Final = "lock"
 LOG_NAME: Final = "gateway.log"
 _ATTEMPTS: Final = 100
@@ -24,7 +28,7 @@ def run_directory(run_id: str) -> Path:
     Raises:
         GatewayError: something of that name belongs to somebody else or is open to others.
     """
-    parent = Path(tempfile.gettempdir(), f"pytest-netns-{os.geteuid()}")
+    parent = Path(tempfile.gettempdir(), f"{PREFIX}{os.geteuid()}")
     directory = parent / run_id
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileExistsError):

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_netns.errors import KernelError
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.worker import LiveLeaf
+
+
+def listen(port: int) -> socket.socket:
+    """Listen on a port of the host's 127.0.0.1, a free one for 0.
+
+    Raises:
+        KernelError: the port is taken, or not for this user.
+    """
+    try:
+        listener = socket.create_server(("127.0.0.1", port), backlog=128)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        text = f"127.0.0.1:{port} on the host cannot be had: {os.strerror(number)}"
+        raise KernelError(number, text) from error
+    listener.setblocking(False)
+    return listener
 
 
 @dataclass(frozen=True)
@@ -27,12 +46,15 @@ class Publisher:
         self._ports: dict[int, _Published] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def open(self, live: LiveLeaf, port: int) -> int:
-        """Listen on a free port of the host's 127.0.0.1 for the leaf's ``port``; return the former."""
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener, live.address, port)
-        host_port: int = listener.getsockname()[1]
+    def open(self, live: LiveLeaf, port: int, host_port: int = 0) -> int:
+        """Listen on a port of the host's 127.0.0.1, a free one unless said, for the leaf's ``port``; return the former.
+
+        Raises:
+            KernelError: the host's port is taken, or not for this user.
+        """
+        listener = listen(host_port)
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener, live.addresses, port)
+        host_port = listener.getsockname()[1]
         self._ports[host_port] = _Published(live.name, listener)
         return host_port
 
@@ -48,10 +70,10 @@ class Publisher:
         for host_port in [port for port, published in self._ports.items() if published.leaf == leaf]:
             self.close_port(host_port)
 
-    def _accept(self, listener: socket.socket, leaf_address: str, port: int) -> None:
+    def _accept(self, listener: socket.socket, addresses: tuple[str, str], port: int) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             client, _ = listener.accept()
             client.setblocking(False)
-            task = asyncio.create_task(self._relay.forward(client, leaf_address, port))
+            task = asyncio.create_task(self._relay.forward(client, addresses, port))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

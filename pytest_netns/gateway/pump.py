@@ -61,18 +61,21 @@ async def carry(
     volume: Volume,
     inspect: Inspect | None = None,
     pipes: Pipes | None = None,
+    *,
+    to_the_end: bool = False,
 ) -> bool:
     """Copy both ways until both have said their last; a reset on one side, or being cancelled, resets the other.
 
     The sockets are connected and non-blocking, and closed at the end. ``inspect`` is called with each piece of what
-    the client says before it is passed on, until it has said that it is done, or much has passed. CHUNK bytes that
-    are kept back are refused; at the client's end they are passed on. Urgent data is refused until then, which an
-    empty piece tells ``inspect`` of.
+    the client says before it is passed on, until it has said that it is done, or much has passed and not ``to_the_end``
+    was asked for. CHUNK bytes that are kept back are refused; at the client's end they are passed on. Urgent data is
+    refused until then, which an empty piece tells ``inspect`` of.
 
     Returns False where the inspection refused, else True. Connections that share ``pipes`` get along with few.
     """
     shared = _Shared(Pipes() if pipes is None else pipes)
     there = _Direction(client, upstream, volume.add_sent, shared, inspect)
+    there.inspects_all = to_the_end and inspect is not None
     back = _Direction(upstream, client, volume.add_received, shared)
     end: Exception | None = InterruptedError()
     try:
@@ -178,6 +181,7 @@ class _Direction:
         self._source, self._sink, self._count, self._shared = source, sink, count, shared
         self._store: _Block | Pipe = _Block(inspect)
         self._moved, self._bulk = 0, _BULK
+        self.inspects_all = False
         self._eof = self._stuck = self._reading = self._writing = False
 
     def start(self) -> None:
@@ -260,7 +264,7 @@ class _Direction:
                 self._loop.remove_writer(self._sink.fileno())
 
     def _borrow_pipe(self) -> None:
-        if self._moved < self._bulk or self._store.held:
+        if self._moved < self._bulk or self._store.held or self.inspects_all:
             return
         pipe = self._shared.pipes.lend()
         if pipe is None:

@@ -151,15 +151,34 @@ class Relay:
             claim.busy = True
         return claim is not None
 
-    async def forward(self, client: socket.socket, leaf_address: str, port: int) -> None:
-        """Carry a connection from the host into a leaf."""
+    async def forward(self, client: socket.socket, addresses: tuple[str, str], port: int) -> None:
+        """Carry a connection from the host into the leaf with these addresses."""
         try:
-            inner = await dial(Target(leaf_address, port, in_hub=True), self._in_hub)
+            inner = await self.reach(addresses, port)
         except OSError:
             reset(client)
             return
-        passage = Passage(leaf_address)
+        passage = Passage(addresses[0])
         self._start(self._carry(client, _Waiting(inner, passage)), passage, (client, inner))
+
+    async def reach(self, addresses: tuple[str, str], port: int) -> socket.socket:
+        """Connect to a port of a leaf, by its IPv4 address or, for a server that is at ::1 only, by the other.
+
+        Raises:
+            OSError: as connect(2) gives it, by IPv4.
+        """
+        try:
+            return await dial(Target(addresses[0], port, in_hub=True), self._in_hub)
+        except ConnectionRefusedError:
+            with contextlib.suppress(OSError):
+                return await dial(Target(addresses[1], port, in_hub=True), self._in_hub)
+            raise
+
+    def accompany(
+        self, leaf_address: str, work: Coroutine[Any, Any, None], sockets: tuple[socket.socket, socket.socket]
+    ) -> None:
+        """Let a connection from the host into a leaf be carried; it is cut with the leaf, and its sockets are reset."""
+        self._start(work, Passage(leaf_address), sockets)
 
     def cut(self, leaf: str, policy: Policy | None = None) -> None:
         """Reset a leaf's connections, those that are being made included; it is known by its IPv4 address.

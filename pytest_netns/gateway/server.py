@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import functools
 import itertools
-import json
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, replace
 from typing import Any, Final, ParamSpec, TypeVar
@@ -16,13 +16,15 @@ from typing import Any, Final, ParamSpec, TypeVar
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
 from pytest_netns.gateway import listeners, rulesets
-from pytest_netns.gateway.conversation import Clients, Reply
+from pytest_netns.gateway.browsing import Browsing
+from pytest_netns.gateway.conversation import Clients, Reply, page
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
 from pytest_netns.gateway.flows import OUTSIDE, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
+from pytest_netns.gateway.observers import Observers
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.reaper import reap
@@ -53,6 +55,9 @@ class Gateway:
         self._questions = Questions()
         operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
         self._clients = Clients(operations, self._bury)
+        self._watchers: Clients
+        self._observers: Observers
+        self._browsing: Browsing
         self._burial: asyncio.TimerHandle | None = None
         self._hub: Hub
         self._relay: Relay
@@ -63,6 +68,9 @@ class Gateway:
         self._hub = await self._in_hub(self._factory.start, _RESOLV_CONF)
         self._relay = Relay(self._hub, self._in_hub, self._log)
         self._publisher = Publisher(self._relay)
+        self._browsing = Browsing(self._relay, self)
+        self._observers = Observers(self, self._publisher, self._about)
+        self._watchers = Clients(self._observers.operations, self._observers.bury)
         names, resolver = Names(), Resolver()
         self._control = EgressControl(
             self._hub, self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find
@@ -71,15 +79,32 @@ class Gateway:
             self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
         )
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Serve until the last client has gone."""
+    async def serve(self, listener: socket.socket, observers: socket.socket) -> None:
+        """Serve until the last client has gone; those who come to look count for nothing."""
+        self._watchers.listen(observers)
         await self._clients.serve(listener)
+
+    def live(self) -> list[LiveLeaf]:
+        """Return the leaves that are alive."""
+        return list(dict.fromkeys(self._by_key.values()))
+
+    def _about(self) -> dict[str, int | None]:
+        return {"pid": self._clients.first_pid, "page_port": self._browsing.port}
+
+    def fate(self, name: str) -> str | None:
+        """Return the test of a leaf that has ended not long ago."""
+        return self._observers.fate(name)
+
+    async def listening(self, live: LiveLeaf) -> list[str]:
+        """Return what listens in a leaf."""
+        return list(await self._in_hub(listeners.inside, live.leaf.net_fd, self._hub.netns))
 
     async def stop(self) -> None:
         """Let go of everything; the kernel takes down what no process holds."""
         await self._stock.stop()
         await self._control.stop()
         await self._name_server.stop()
+        self._observers.close()
         self._hub.close()
         self._factory.stop()
 
@@ -104,7 +129,15 @@ class Gateway:
         self._drop(worker, live)
 
     async def _join(
-        self, worker: Worker, worker_name: str, *, open_egress: bool, own_leaf: bool, rules: list[str], record: bool
+        self,
+        worker: Worker,
+        worker_name: str,
+        *,
+        open_egress: bool,
+        own_leaf: bool,
+        rules: list[str],
+        record: bool,
+        port: int,
     ) -> Reply:
         """Take a client on as a worker, with a leaf of its own or, as a guest of the host, without."""
         if worker.name:
@@ -118,6 +151,7 @@ class Gateway:
         wiring = worker.own_wiring()
         leaf = await self._in_hub(self._factory.make, next(self._numbers), wiring)
         worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
+        worker.own.port = port
         self._route_loopback(worker.own, worker.worker_alias)
         self._apply(worker.own, worker.policy)
         self._stock.open(worker)
@@ -133,6 +167,7 @@ class Gateway:
         rules: Sequence[str] = (),
         *,
         sni: bool = True,
+        port: int = 8080,
         instead_of: str | None = None,
     ) -> Reply | Awaitable[Reply]:
         """Hand out a fresh leaf for a test, by whose rules it goes, and take one back."""
@@ -143,15 +178,18 @@ class Gateway:
         policy = Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni)
         leaf = self._stock.take(worker)
         if isinstance(leaf, Leaf):
-            return self._hand_out(worker, leaf, test, policy)
-        return self._hand_out_later(worker, leaf, test, policy)
+            return self._hand_out(worker, leaf, test, policy, port)
+        return self._hand_out_later(worker, leaf, test, policy, port)
 
-    async def _hand_out_later(self, worker: Worker, leaf: Awaitable[Leaf], test: str, policy: Policy) -> Reply:
-        return self._hand_out(worker, await leaf, test, policy)
+    async def _hand_out_later(
+        self, worker: Worker, leaf: Awaitable[Leaf], test: str, policy: Policy, port: int
+    ) -> Reply:
+        return self._hand_out(worker, await leaf, test, policy, port)
 
-    def _hand_out(self, worker: Worker, leaf: Leaf, test: str, policy: Policy) -> Reply:
+    def _hand_out(self, worker: Worker, leaf: Leaf, test: str, policy: Policy, port: int) -> Reply:
         worker.made += 1
         live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, test)
+        live.port = port
         worker.tests[live.name] = live
         self._apply(live, policy)
         self._activate(worker, live.name)
@@ -166,10 +204,12 @@ class Gateway:
     def _route_loopback(self, live: LiveLeaf, alias: tuple[Address, Address]) -> None:
         self._hub.switch.request(loopback_routes(live.leaf.addresses, alias), "route a shared loopback")
 
-    def _label(self, worker: Worker, leaf: str, test: str, rules: list[str], *, sni: bool, wait: bool) -> Reply | None:
+    def _label(
+        self, worker: Worker, leaf: str, test: str, rules: list[str], *, port: int | None, sni: bool, wait: bool
+    ) -> Reply | None:
         """Let a leaf serve a test, by whose rules it goes from now on."""
         live = self._named(worker, leaf)
-        live.test = test
+        live.test, live.port, live.since = test, port or live.port, time.time()
         if not (live is worker.own and worker.opened):
             self._apply(live, Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni))
         return ({}, ()) if wait else None
@@ -226,6 +266,7 @@ class Gateway:
         if live.asks:
             self._ask_of(live, asks=False)
         self._publisher.close(live.name)
+        self._observers.note_end(live)
         self._relay.cut(live.address)
         for key in (live.leaf.addresses.hub_ifindex, live.address):
             self._by_key.pop(key, None)
@@ -242,12 +283,12 @@ class Gateway:
     async def _flows(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
         await self._caught_up()
         self._named(worker, leaf)
-        return _page(self._log.of(leaf, after, since), Flow.to_dict)
+        return page(self._log.of(leaf, after, since), Flow.to_dict)
 
     async def _asked(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
         await self._caught_up()
         self._named(worker, leaf)
-        return _page(itertools.islice(self._questions.of(leaf, after), since, None), astuple)
+        return page(itertools.islice(self._questions.of(leaf, after), since, None), astuple)
 
     def _listening(self, worker: Worker, ports: list[int]) -> Reply:
         """Tell on which ports of the host's loopback somebody listens."""
@@ -256,11 +297,11 @@ class Gateway:
 
     async def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
         await self._caught_up()
-        return _page(self._log.blocked(worker.name if own else None)[since:], astuple)
+        return page(self._log.blocked(worker.name if own else None)[since:], astuple)
 
     async def _needed(self, worker: Worker, since: int, *, own: bool) -> Reply:
         await self._caught_up()
-        return _page(self._log.needed(worker.name if own else None)[since:], list)
+        return page(self._log.needed(worker.name if own else None)[since:], list)
 
     def _log_to(self, worker: Worker, path: str) -> Reply:
         del worker
@@ -275,6 +316,18 @@ class Gateway:
         self._publisher.close_port(port)
         return {}, ()
 
+    def _browse(self, worker: Worker, port: int) -> Reply:
+        del worker
+        return {"port": self._browsing.open(port)}, ()
+
+    def _hold(self, worker: Worker, leaf: str, why: str | None) -> Reply:
+        """Note why a failed test waits in its leaf for somebody to look inside, or, by None, that it does no more."""
+        self._named(worker, leaf).held = why
+        return {}, ()
+
+    def _held(self, worker: Worker, leaf: str) -> Reply:
+        return {"held": self._named(worker, leaf).held is not None}, ()
+
     def _named(self, worker: Worker, leaf: str) -> LiveLeaf:
         return {live.name: live for live in worker.leaves}[leaf]
 
@@ -287,30 +340,16 @@ class Gateway:
 
 _READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
-_PAGE_BYTES: Final = 64 * 1024
 _OPERATIONS: Final = (
     *("join", "lease", "release", "activate", "label", "allow"),
     *("flows", "asked", "listening", "blocked", "needed", "log_to", "publish", "unpublish"),
+    *("browse", "hold", "held"),
 )
 
 
 @functools.cache
 def _parsed(rules: tuple[str, ...]) -> tuple[EgressRule, ...]:
     return tuple(EgressRule.parse(rule) for rule in rules)
-
-
-def _page(records: Iterable[T], row_of: Callable[[T], Any]) -> Reply:
-    """Return as many records as fit a message well, each as JSON can carry it, and whether there are more."""
-    rows: list[Any] = []
-    size, more = 0, False
-    for record in records:
-        row = row_of(record)
-        size += len(json.dumps(row))
-        more = bool(rows) and size > _PAGE_BYTES
-        if more:
-            break
-        rows.append(row)
-    return {"rows": rows, "more": more}, ()
 
 
 def _granted(live: LiveLeaf) -> Reply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import time
 from dataclasses import dataclass, field
 
 from pytest_netns import addressing
@@ -27,6 +28,9 @@ class LiveLeaf:
         policy: what it may reach.
         test: the test that its flows are booked on.
         asks: whether the gateway is asked of what it sends to other leaves.
+        port: the port of the service under test.
+        since: when it began to serve the test, in seconds since the epoch.
+        held: why its test, which has failed, waits for somebody to look inside; None where it does not.
     """
 
     name: str
@@ -35,6 +39,9 @@ class LiveLeaf:
     policy: Policy
     test: str = ""
     asks: bool = False
+    port: int = 8080
+    since: float = field(default_factory=time.time)
+    held: str | None = None
 
     @functools.cached_property
     def address(self) -> str:

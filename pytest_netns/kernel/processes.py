@@ -79,11 +79,16 @@ def end(
 
 
 def end_members(
-    net_inode: int, since: int | None = None, *, spared: Callable[[], Container[int]] = frozenset
+    net_inode: int,
+    since: int | None = None,
+    *,
+    spared: Callable[[], Container[int]] = frozenset,
+    unnamed: Callable[[int], bool] = lambda _: False,
 ) -> list[tuple[Process, str]]:
     """End whoever is in the namespace, and whoever they start meanwhile, until it has no members.
 
-    ``spared`` is called each time anew and returns the process ids of those that may stay.
+    ``spared`` is called each time anew and returns the process ids of those that may stay; those of which ``unnamed``
+    is true are ended, but not returned.
 
     Raises:
         NetnsError: they multiply faster than they can be ended, or don't die.
@@ -95,7 +100,8 @@ def end_members(
         found = [process for process in members(net_inode, since) if process.pid not in staying]
         if not found:
             return ended
-        ended += end(found, timeout)
+        nameless = {process.pid for process in found if unnamed(process.pid)}
+        ended += [one for one in end(found, timeout) if one[0].pid not in nameless]
         timeout = 0.0  # They were asked nicely once; what appears from now on was started by the dying.
     raise NetnsError(_immortal(found))
 

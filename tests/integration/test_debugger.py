@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
+import shlex
 import subprocess
 import sys
-import time
 
 import pytest
 from runs import Suite
+from terminals import Terminal
 
 SUITE = """
 import socket, threading
@@ -40,63 +39,6 @@ def test_stops(server):
     answer(server)
 """
 
-CONTROLLED = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-class Terminal:
-    """A program at a terminal of its own."""
-
-    def __init__(self, command: list[str], cwd: os.PathLike[str]) -> None:
-        self.fd, slave = pty.openpty()
-        self.seen = ""
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CONTROLLED, *command],
-                cwd=cwd,
-                stdin=slave,
-                stdout=slave,
-                stderr=slave,
-                start_new_session=True,
-            )
-        finally:
-            os.close(slave)
-
-    def expect(self, pattern: str) -> str:
-        """Read until this is seen, and return what came before."""
-        deadline = time.monotonic() + 30
-        text = ""
-        while (found := re.search(pattern, text)) is None:
-            left = deadline - time.monotonic()
-            if left < 0 or not select.select([self.fd], [], [], left)[0]:
-                pytest.fail(f"{pattern!r} does not come, but: {text}")
-            try:
-                text += os.read(self.fd, 10000).decode()
-            except OSError:  # the other end is closed
-                pytest.fail(f"{pattern!r} does not come, but: {text}")
-        self.seen += text
-        return text[: found.start()]
-
-    def evaluate(self, expression: str) -> str:
-        """Return what the debugger prints."""
-        self.write(f"p {expression}")
-        return self.expect(r"\(Pdb\) ").splitlines()[-1].strip()
-
-    def write(self, line: str) -> None:
-        """Type a line."""
-        os.write(self.fd, f"{line}\n".encode())
-
-    def end(self) -> int:
-        """Return the program's exit status."""
-        try:
-            return self.process.wait(20)
-        finally:
-            self.process.kill()
-            os.close(self.fd)
-
 
 def test_prompts_are_in_the_leaf(suite: Suite) -> None:
     """After a failure and at a breakpoint, the prompt is in the test's leaf, and its servers can be asked."""
@@ -107,7 +49,13 @@ def test_prompts_are_in_the_leaf(suite: Suite) -> None:
     assert terminal.evaluate("answered") == "42"
     assert terminal.evaluate("__import__('os').environ['PYTEST_NETNS']") == "'main-t1'"
     assert terminal.evaluate("__import__('tools').ask()") == "b'hello'"
-    assert terminal.evaluate("__import__('tools').leaf()[1]") == suite.notes()[0].split()[2]
+    inode = suite.notes()[0].split()[2]
+    assert terminal.evaluate("__import__('tools').leaf()[1]") == inode
+    found = re.search(r"netns: in main-t1; from another terminal: (.*?)\r\n", terminal.seen)
+    assert found is not None
+    leaf = shlex.split(found.group(1))[-1]
+    command = [sys.executable, "-m", "pytest_netns", "exec", leaf, "--", "readlink", "/proc/self/ns/net"]
+    assert subprocess.check_output(command, text=True) == f"net:[{inode}]\n"
     terminal.write("c")
     terminal.expect(r"\(Pdb\) ")
     assert terminal.evaluate("__import__('os').environ['PYTEST_NETNS']") == "'main-t2'"

@@ -1,0 +1,1 @@
+"""The commands of ``pytest-netns``, one module for each kind."""
