@@ -148,3 +148,39 @@ def test_work_of_its_own(suite: Suite) -> None:
     result = suite.run("--netns")
     result.assert_outcomes(passed=2, warnings=1)
     result.stdout.fnmatch_lines(["*NetnsWarning: test_work.py::test_first left running in its network*thread pool_0"])
+
+
+def test_kept_connection(suite: Suite) -> None:
+    """A connection that a session's client has opened in one test to a session's server is of use in the next."""
+    suite.write(
+        test_kept="""
+        import socket, threading
+        import pytest
+        from tools import listen
+
+        def echo(server):
+            connection, _ = server.accept()
+            while words := connection.recv(100):
+                connection.sendall(words)
+            connection.close()
+
+        @pytest.fixture(scope="session")
+        def client():
+            with listen(9000) as server, socket.socket() as client:
+                thread = threading.Thread(target=echo, args=(server,))
+                thread.start()
+                yield client
+                client.close()
+                thread.join()
+
+        def test_first(client):
+            client.connect(("127.0.0.1", 9000))
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_next(client, number):
+            client.settimeout(5)
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
+        """
+    )
+    suite.passes("--netns", "-Werror", passed=4)
