@@ -61,7 +61,15 @@ from tools import answer, ask, listen
 def test_snapshot(snapshot, number):
     with listen() as server:
         answer(server)
-        assert {"port": server.getsockname(), "answer": ask()} == snapshot
+        assert f"{ask()} at {server.getsockname()}" == snapshot
+"""
+SNAPSHOTS = """# serializer version: 1
+# name: test_snapshot[0]
+  "b'hello' at ('127.0.0.1', 8080)"
+# ---
+# name: test_snapshot[1]
+  "b'hello' at ('127.0.0.1', 8080)"
+# ---
 """
 HYPOTHESIS = """
 import socket
@@ -138,33 +146,19 @@ def test_asking(benchmark, number):
 """
 
 
-@requires("pytest-repeat", "pytest-order", "pytest-mock", "hypothesis", "pytest-bdd")
+@requires("hypothesis", "pytest-bdd", "pytest-benchmark", "pytest-mock", "pytest-order", "pytest-repeat", "syrupy")
 @IN_EVERY_WAY
 def test_together(suite: Suite, way: tuple[str, ...]) -> None:
-    """Repeated, ordered, mocked, generated and told as stories, tests pass as they do without us."""
-    suite.write(test_repeat=REPEAT, test_order=ORDER, test_mock=MOCK, test_hypothesis=HYPOTHESIS, test_bdd=BDD)
+    """Repeated, ordered, mocked, generated, measured, told as stories, compared to snapshots: tests pass as ever."""
+    suite.write(test_bdd=BDD, test_benchmark=BENCHMARK, test_hypothesis=HYPOTHESIS, test_mock=MOCK)
+    suite.write(test_order=ORDER, test_repeat=REPEAT, test_syrupy=SYRUPY)
     suite.path.joinpath("service.feature").write_text(FEATURE, encoding="utf-8")
-    plugins = "repeat pytest_order pytest_mock hypothesispytest pytest-bdd"
-    suite.passes(*way, *(("--dist=loadfile",) if "-n2" in way else ()), plugins=plugins, passed=17)
-
-
-@requires("syrupy")
-@IN_EVERY_WAY
-def test_syrupy(suite: Suite, way: tuple[str, ...]) -> None:
-    """Snapshots that were taken in one way hold in another, as the port is always the same."""
-    suite.write(test_syrupy=SYRUPY)
-    suite.run("--snapshot-update", plugins="syrupy").stdout.fnmatch_lines(["2 snapshots generated.*"])
-    result = suite.passes(*way, plugins="syrupy", passed=2)
-    result.stdout.fnmatch_lines(["2 snapshots passed.*"])
-
-
-@requires("pytest-benchmark")
-@IN_EVERY_WAY
-def test_benchmark(suite: Suite, way: tuple[str, ...]) -> None:
-    """What is measured is the test's own doing, which is in one network; workers measure nothing, as without us."""
-    suite.write(test_benchmark=BENCHMARK)
-    result = suite.passes(*way, plugins="benchmark", passed=2)
-    if "-n2" not in way:
+    suite.path.joinpath("__snapshots__").mkdir()
+    suite.path.joinpath("__snapshots__", "test_syrupy.ambr").write_text(SNAPSHOTS, encoding="utf-8")
+    plugins = "benchmark hypothesispytest pytest-bdd pytest_mock pytest_order repeat syrupy"
+    loadfile = ("--dist=loadfile",) if "-n2" in way else ()  # the tests that are ordered know of each other
+    result = suite.passes(*way, *loadfile, plugins=plugins, passed=21)
+    if not loadfile:  # pytest-benchmark measures nothing in workers
         result.stdout.fnmatch_lines(["*benchmark: 2 tests*", "test_asking*", "test_asking*"])
 
 
