@@ -50,6 +50,31 @@ def leaf(number: int) -> Addresses:
     )
 
 
+class Numbers:
+    """Serial numbers for leaves, without those whose addresses a leaf has that is still alive."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._taken: set[int] = set()
+
+    def take(self) -> int:
+        """Return the next number, from 1; its addresses are taken until they are given back.
+
+        Where all are taken, it is one that the kernel will refuse to use.
+        """
+        for _ in range(LEAF_LIMIT):
+            self._last += 1
+            index = leaf(self._last).hub_ifindex
+            if index not in self._taken:
+                self._taken.add(index)
+                break
+        return self._last
+
+    def give_back(self, addresses: Addresses) -> None:
+        """Let the addresses be used again, after all the others; doing so twice is harmless."""
+        self._taken.discard(addresses.hub_ifindex)
+
+
 def is_leaf(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Tell whether an address is a leaf's, or an alias of shared loopback."""
     return address in LEAVES or address in LEAVES6

@@ -25,6 +25,17 @@ def test_leaves_of_one_cycle_share_nothing() -> None:
     assert addressing.leaf(addressing.LEAF_LIMIT) == leaves[0]
 
 
+def test_numbers_of_living_leaves_do_not_recur() -> None:
+    """A run that goes on for longer than there are addresses skips those that a leaf still has, and no others."""
+    numbers = addressing.Numbers()
+    kept, _ = addressing.leaf(numbers.take()), numbers.take()
+    for _ in range(2, addressing.LEAF_LIMIT):
+        numbers.give_back(addressing.leaf(numbers.take()))
+    numbers.give_back(addressing.leaf(0))
+    again = [addressing.leaf(numbers.take()) for _ in range(2)]
+    assert [one.hub_ifindex - kept.hub_ifindex for one in again] == [2, 3]
+
+
 def test_workers_of_one_cycle_share_nothing() -> None:
     """Until the numbers recur, no two workers have a loopback alias or an interface group in common."""
     workers = range(addressing.WORKER_LIMIT)

@@ -48,8 +48,8 @@ class Gateway:
     def __init__(self) -> None:
         """Start with nothing; ``start`` makes the hub."""
         self._factory = Factory()
-        self._numbers = itertools.count(1)
-        self._stock = Stock(self._begin, self._factory.drop)
+        self._numbers = addressing.Numbers()
+        self._stock = Stock(self._begin, self._give_up)
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
         self._questions = Questions()
@@ -149,7 +149,7 @@ class Gateway:
         if not own_leaf:
             return {}, ()
         wiring = worker.own_wiring()
-        leaf = await self._in_hub(self._factory.make, next(self._numbers), wiring)
+        leaf = await self._in_hub(self._factory.make, self._numbers.take(), wiring)
         worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
         worker.own.port = port
         self._route_loopback(worker.own, worker.worker_alias)
@@ -158,7 +158,7 @@ class Gateway:
         return _granted(worker.own)
 
     def _begin(self, wiring: Wiring) -> Future[Leaf]:
-        return self._factory.submit(self._factory.make, next(self._numbers), wiring)
+        return self._factory.submit(self._factory.make, self._numbers.take(), wiring)
 
     def _lease(
         self,
@@ -272,9 +272,13 @@ class Gateway:
             self._by_key.pop(key, None)
         self._log.forget(live.name)
         self._questions.forget(live.name)
-        self._factory.drop(live.leaf)
+        self._give_up(live.leaf)
         if self._burial is None:
             self._burial = asyncio.get_running_loop().call_later(_BURIAL, self._hold_burial)
+
+    def _give_up(self, leaf: Leaf) -> None:
+        self._numbers.give_back(leaf.addresses)
+        self._factory.drop(leaf)
 
     def _hold_burial(self) -> None:
         self._burial = None
