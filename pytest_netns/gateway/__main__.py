@@ -44,7 +44,18 @@ def _tell(ready: int, report: dict[str, Any]) -> bool:
     return True
 
 
-async def _run(directory: Path, ready: int) -> None:
+def _orphan() -> int:
+    """Go on as nobody's child, and return a pidfd of the process that started this one.
+
+    Suites wait for any child of theirs, count them, or end them all: the gateway is none of those.
+    """
+    starter = os.pidfd_open(os.getppid())
+    if os.fork():
+        os._exit(0)
+    return starter
+
+
+async def _run(directory: Path, ready: int, starter: int) -> None:
     from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
 
     gateway = Gateway()
@@ -58,7 +69,7 @@ async def _run(directory: Path, ready: int) -> None:
     with contextlib.ExitStack() as stack:
         listener, observers = (stack.enter_context(_listener(path)) for path in sockets)
         if _tell(ready, {}):
-            await gateway.serve(listener, observers)
+            await gateway.serve(listener, observers, starter)
         for path in sockets:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -77,6 +88,7 @@ def _listener(path: Path) -> socket.socket:
 
 def main() -> None:
     """Serve one run, then leave nothing behind."""
+    starter = _orphan()
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
@@ -85,7 +97,7 @@ def main() -> None:
     directory, ready = Path(sys.argv[1]), int(sys.argv[2])
     _spare_pyroute2()
     try:
-        asyncio.run(_run(directory, ready))
+        asyncio.run(_run(directory, ready, starter))
     finally:
         with contextlib.suppress(OSError):
             for name in ("lock", "gateway.log"):

@@ -49,12 +49,15 @@ class Clients:
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Serve until the last client has gone."""
+    async def serve(self, listener: socket.socket, starter: int) -> None:
+        """Serve until the last client has gone, or nobody comes: ``starter``, a pidfd, has ended, or takes too long."""
         self.listen(listener)
         loop = asyncio.get_running_loop()
-        self._await_first(os.getppid(), loop.time() + _FIRST_CLIENT_TIMEOUT)
+        loop.add_reader(starter, self._starter_gone, starter)
+        lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
         await self._ended.wait()
+        lonely.cancel()
+        loop.remove_reader(starter)
         loop.remove_reader(listener)
 
     def listen(self, listener: socket.socket) -> None:
@@ -72,15 +75,9 @@ class Clients:
         while worker.heard and self._read(worker):
             pass
 
-    def _await_first(self, starter: int, deadline: float) -> None:
-        """End where nobody comes: the process that started this one has gone, or takes too long."""
-        loop = asyncio.get_running_loop()
-        if self._workers or self._ended.is_set():
-            return
-        if os.getppid() != starter or loop.time() > deadline:
-            self._ended.set()
-            return
-        loop.call_later(_BREATHER, self._await_first, starter, deadline)
+    def _starter_gone(self, starter: int) -> None:
+        asyncio.get_running_loop().remove_reader(starter)
+        self._end_if_unused()
 
     def _end_if_unused(self) -> None:
         if not self._workers:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -87,10 +89,11 @@ def finish(begun: Begun) -> None:
     finally:
         os.close(ready)
     if report is None:
-        process.kill()
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()  # it has given way to the gateway long since, which is nobody's child
+    if report is None:
         raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s\n{log(run_dir)}")
-    process.returncode = 0  # it outlives us: no wait, and no warning that we did not
     if report:
         raise _start_error(report, log(run_dir))
 

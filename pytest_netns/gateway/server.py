@@ -79,10 +79,13 @@ class Gateway:
             self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
         )
 
-    async def serve(self, listener: socket.socket, observers: socket.socket) -> None:
-        """Serve until the last client has gone; those who come to look count for nothing."""
+    async def serve(self, listener: socket.socket, observers: socket.socket, starter: int) -> None:
+        """Serve until the last client has gone, or the process ``starter`` refers to, before there was any.
+
+        Those who come to look, through ``observers``, count for nothing.
+        """
         self._watchers.listen(observers)
-        await self._clients.serve(listener)
+        await self._clients.serve(listener, starter)
 
     def live(self) -> list[LiveLeaf]:
         """Return the leaves that are alive."""

@@ -249,3 +249,22 @@ def test_questions(suite: Suite) -> None:
     result.stdout.fnmatch_lines(
         ["*test_few.py::test_1", "*SETUP * netns", "*test_few.py::test_2 *", "*TEARDOWN * netns"]
     )
+
+
+@IN_EVERY_WAY
+def test_children(suite: Suite, way: tuple[str, ...]) -> None:
+    """Suites wait for any child of theirs, count them, or end them all: there is none that they have not started."""
+    suite.write(
+        test_children="""
+        import os
+        import pytest
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_it(number):
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                assert file.read() == ""
+        """
+    )
+    suite.passes(*way, passed=2)
