@@ -60,20 +60,23 @@ def serving(place: Visit, serve: Serve, host: str = "127.0.0.1", port: int = 808
             while True:
                 connection, _ = listener.accept()
                 connection.settimeout(5)
-                threading.Thread(target=run, args=(connection,)).start()
+                threads.append(threading.Thread(target=run, args=(connection,)))
+                threads[-1].start()
 
     def run(connection: socket.socket) -> None:
         with connection:
             serve(connection)
 
     listener.settimeout(None)
+    threads: list[threading.Thread] = []
     thread = threading.Thread(target=loop)
     thread.start()
     try:
         yield
     finally:
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        for one in (thread, *threads):
+            one.join()
         listener.close()
 
 
