@@ -11,6 +11,7 @@ __all__ = [
     "KernelError",
     "NamespaceClosedError",
     "NetnsError",
+    "SandboxError",
     "ServiceNotReadyError",
     "UnsupportedError",
 ]
@@ -52,3 +53,7 @@ class NamespaceClosedError(NetnsError):
 
 class ServiceNotReadyError(NetnsError, TimeoutError):
     """Nothing listened on the service port within the time allowed."""
+
+
+class SandboxError(NetnsError):
+    """A box could not be made, or not as it was asked for; the text says what is in the way, and what to do."""

@@ -55,11 +55,7 @@ def enter_user_namespace() -> None:
     Raises:
         KernelError: user namespaces are forbidden or used up, or the process has threads (EINVAL).
     """
-    uid, gid = os.geteuid(), os.getegid()
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/thread-self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+    enter_plain_user_namespace()
     _pass_on()
 
 
@@ -102,3 +98,22 @@ def raised() -> Iterator[None]:
         yield
     finally:
         syscalls.capset(0, permitted, inheritable)
+
+
+def renounce() -> None:
+    """Give up all capabilities for good."""
+    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
+    syscalls.capset(0, 0, 0)
+
+
+def enter_plain_user_namespace() -> None:
+    """Enter a new user namespace that maps the caller to itself, with every capability there, effective at once.
+
+    Raises:
+        KernelError: user namespaces are forbidden or used up, or the process has threads (EINVAL).
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/thread-self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
