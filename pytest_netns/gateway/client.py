@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from pytest_netns.errors import GatewayError, KernelError
 from pytest_netns.gateway import protocol
@@ -35,6 +35,13 @@ class LeafGrant(NamedTuple):
     mnt_fd: int
 
 
+class Companion(Protocol):
+    """Something that handles have started for this process, and that ends with the connection to the gateway."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class GatewayClient:
     """A connection to the gateway; closing it gives up every leaf that it was granted."""
 
@@ -48,6 +55,7 @@ class GatewayClient:
         self._given_up = ""
         self._delivered: _Received | None = None
         self._ruled: set[str] = set()
+        self.companions: dict[str, Companion] = {}
 
     @classmethod
     def connect(cls, run_dir: Path, begun: Begun | None = None) -> GatewayClient:
@@ -191,6 +199,10 @@ class GatewayClient:
             return
         self._send(op="release", leaf=name)
 
+    def box(self, name: str, box: str, pid: int | None) -> None:
+        """Book what a leaf's flows have their sockets in a process or its descendants as a box's; None ends that."""
+        self._ask(op="box", leaf=name, box=box, pid=pid)
+
     def flows(self, name: str, *, after: float = 0.0) -> list[Flow]:
         """Return what was tried from a leaf that is alive, oldest first, from a time on in seconds since the epoch."""
         return [Flow(**fields) for fields in self._rows(op="flows", leaf=name, after=after)]
@@ -244,6 +256,8 @@ class GatewayClient:
 
     def close(self) -> None:
         """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""
+        while self.companions:
+            self.companions.popitem()[1].close()
         self._connection.close()
         _, descriptors = self._delivered or ({}, [])
         self._delivered = None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from pytest_netns import addressing, policy
-from pytest_netns.gateway import listeners, packet, sni
+from pytest_netns.gateway import boxes, listeners, packet, sni
 from pytest_netns.gateway.dials import CUT_SHORT, Rules, Target
 from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
@@ -305,4 +305,5 @@ def _flow(
         verdict,
         None if rule is None else str(rule),
         reason,
+        sandbox=boxes.box_of(leaf, flow.protocol_name, flow.source_port),
     )

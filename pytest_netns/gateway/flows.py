@@ -44,6 +44,7 @@ class Flow:
         sent: bytes of payload that went out.
         received: bytes of payload that came in.
         duration: seconds from its beginning to its end; None as long as it lasts.
+        sandbox: the box whose process made it; None for one of the test's own.
     """
 
     time: float
@@ -59,6 +60,7 @@ class Flow:
     sent: int = 0
     received: int = 0
     duration: float | None = None
+    sandbox: str | None = None
 
     @property
     def endpoint(self) -> str:

@@ -26,7 +26,7 @@ def owned(pid: int, protocol: str, port: int, version: int) -> bool:
     """Tell whether process ``pid`` or a descendant of it listens on this port of the host's 127.0.0.1, or of ::1."""
     takers = _TAKERS[version]
     wanted = {f"socket:[{inode}]" for address, inode in _listening(protocol, port) if address in takers}
-    return bool(wanted) and any(not wanted.isdisjoint(_open_files(member)) for member in _family(pid))
+    return bool(wanted) and any(not wanted.isdisjoint(open_files(member)) for member in family(pid))
 
 
 def listens(port: int) -> bool:
@@ -77,7 +77,8 @@ def _listening(protocol: str, port: int) -> Iterator[tuple[str, str]]:
                     yield address, fields[9]
 
 
-def _family(pid: int) -> Iterator[int]:
+def family(pid: int) -> Iterator[int]:
+    """Yield a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -92,7 +93,8 @@ def _family(pid: int) -> Iterator[int]:
         waiting += children.get(member, ())
 
 
-def _open_files(pid: int) -> Iterator[str]:
+def open_files(pid: int) -> Iterator[str]:
+    """Yield what a process has open, as the links of /proc name it."""
     with contextlib.suppress(OSError):
         for descriptor in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Final, TypeAlias
 
 from pytest_netns import policy
-from pytest_netns.gateway import dns
+from pytest_netns.gateway import boxes, dns
 from pytest_netns.gateway.dns import Question
 from pytest_netns.gateway.flows import BLOCKED, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
@@ -148,7 +148,8 @@ class NameServer:
         # A resolver asks for A and AAAA from one port: that is one attempt.
         if self._last_refused != (leaf.name, name, port):
             self._last_refused = (leaf.name, name, port)
-            flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason=reason)
+            box = boxes.box_of(leaf, "dns", port)
+            flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason, sandbox=box)
             self._log.add(flow, leaf.owner.name)
             self._questions.add(leaf.name, leaf.test, name, reason or "not on the test's allow-list", refused=True)
 

@@ -287,6 +287,15 @@ class Gateway:
         self._burial = None
         self._factory.bury()
 
+    def _box(self, worker: Worker, leaf: str, box: str, pid: int | None) -> Reply:
+        """Tell a box's flows in a leaf apart from now on, or not any more."""
+        live = self._named(worker, leaf)
+        if pid is None:
+            live.boxes.pop(box, None)
+        else:
+            live.boxes[box] = pid
+        return {}, ()
+
     async def _flows(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
         await self._caught_up()
         self._named(worker, leaf)
@@ -349,7 +358,7 @@ _READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
 _OPERATIONS: Final = (
     *("join", "lease", "release", "activate", "label", "allow"),
-    *("flows", "asked", "listening", "blocked", "needed", "log_to", "publish", "unpublish"),
+    *("box", "flows", "asked", "listening", "blocked", "needed", "log_to", "publish", "unpublish"),
     *("browse", "hold", "held"),
 )
 

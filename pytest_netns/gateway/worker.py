@@ -31,6 +31,7 @@ class LiveLeaf:
         port: the port of the service under test.
         since: when it began to serve the test, in seconds since the epoch.
         held: why its test, which has failed, waits for somebody to look inside; None where it does not.
+        boxes: by name, the process that each box in it descends from.
     """
 
     name: str
@@ -42,6 +43,7 @@ class LiveLeaf:
     port: int = 8080
     since: float = field(default_factory=time.time)
     held: str | None = None
+    boxes: dict[str, int] = field(default_factory=dict)
 
     @functools.cached_property
     def address(self) -> str:
