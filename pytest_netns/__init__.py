@@ -15,15 +15,21 @@ if TYPE_CHECKING:
         KernelError,
         NamespaceClosedError,
         NetnsError,
+        SandboxError,
         ServiceNotReadyError,
         UnsupportedError,
     )
     from pytest_netns.gateway.flows import Flow
     from pytest_netns.namespace import Namespace
     from pytest_netns.rules import EgressRule, RuleError
+    from pytest_netns.sandbox.box import Sandbox
+    from pytest_netns.sandbox.changes import Change
+    from pytest_netns.sandbox.done import Done, Usage
     from pytest_netns.service import ServicePort
 
 __all__ = [
+    "Change",
+    "Done",
     "Egress",
     "EgressRule",
     "Flow",
@@ -33,18 +39,25 @@ __all__ = [
     "NamespaceClosedError",
     "NetnsError",
     "RuleError",
+    "Sandbox",
+    "SandboxError",
     "ServiceNotReadyError",
     "ServicePort",
     "UnsupportedError",
+    "Usage",
 ]
 
 _HOMES = {
+    "Change": "sandbox.changes",
+    "Done": "sandbox.done",
     "Egress": "egress",
     "EgressRule": "rules",
     "Flow": "gateway.flows",
     "Namespace": "namespace",
     "RuleError": "rules",
+    "Sandbox": "sandbox.box",
     "ServicePort": "service",
+    "Usage": "sandbox.done",
 }
 
 

@@ -163,6 +163,7 @@ class Leases:
 
 def _end_left(namespace: Namespace, since: int | None) -> list[tuple[Process, str]]:
     """End the processes that were started in the leaf and are still there."""
+    namespace.close_boxes()
     inode = os.fstat(namespace.fileno()).st_ino
     ended = processes.end_members(inode, since, spared=lambda: {_resource_tracker()}, unnamed=is_guest)
     silent = _fork_server()

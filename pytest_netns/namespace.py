@@ -19,7 +19,11 @@ from pytest_netns.visit import ENVIRONMENT, Visit, Visits
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Unpack
+
     from pytest_netns.gateway.client import GatewayClient, LeafGrant
+    from pytest_netns.sandbox.box import Sandbox
+    from pytest_netns.sandbox.make import SandboxOptions
 
 __all__ = ["ENVIRONMENT", "Namespace", "Position", "Process", "hop_to"]
 
@@ -56,6 +60,7 @@ class Namespace:
         self._inodes = (os.fstat(grant.net_fd).st_ino, os.fstat(grant.mnt_fd).st_ino)
         self._visits = Visits()
         self._published: dict[int, int] = {}
+        self._boxes: list[Sandbox] = []
         self._closed = False
 
     def __repr__(self) -> str:
@@ -74,7 +79,16 @@ class Namespace:
 
     def fileno(self) -> int:
         """Return the descriptor of the network namespace, for setns(2), netlink or ``nsenter``."""
-        return self._open_fds()[0]
+        return self.descriptors()[0]
+
+    def descriptors(self) -> tuple[int, int]:
+        """Return the descriptors of the network and the mount namespace; they are the handle's to close."""
+        if self._closed:
+            raise NamespaceClosedError(
+                f"the namespace {self.name} is closed: the test or fixture that it belonged to has ended. "
+                "Ask for a new one with the netns fixture"
+            )
+        return self._fds
 
     def is_inside(self) -> bool:
         """Tell whether the calling thread is in this leaf, with its network and its mounts."""
@@ -86,7 +100,7 @@ class Namespace:
 
         The working directory stays, or becomes ``/`` where there is no such directory inside.
         """
-        net_fd, mnt_fd = self._open_fds()
+        net_fd, mnt_fd = self.descriptors()
         visit = Visit(Position())
         self._visits.stack.append(visit)
         try:
@@ -151,7 +165,7 @@ class Namespace:
 
     def processes(self) -> list[Process]:
         """List the living processes of the leaf, except the calling one."""
-        self._open_fds()
+        self.descriptors()
         return processes.members(self._inodes[0])
 
     def add_host(self, name: str, *addresses: str) -> None:
@@ -174,9 +188,32 @@ class Namespace:
         with self._changing_mounts():
             mounts.bind(os.fspath(source), os.fspath(target), readonly=readonly)
 
+    def sandbox(self, workdir: str | os.PathLike[str] | None = None, **options: Unpack[SandboxOptions]) -> Sandbox:
+        """Make a box for commands that nobody trusts, with this network; ``SandboxOptions`` says what can be asked for.
+
+        Args:
+            workdir: the directory that commands start in, shown by way of an overlay; None for an empty home.
+            options: see ``SandboxOptions``.
+
+        Raises:
+            SandboxError: an option means nothing, or cannot be had on this machine.
+            UnsupportedError: this machine lacks something that every box needs, bubblewrap for one.
+        """
+        from pytest_netns.sandbox.make import make  # noqa: PLC0415 - what it takes is loaded by who uses it
+
+        self.descriptors()
+        box = make(self, self._client, f"{self.name}-box{len(self._boxes) + 1}", workdir, options)
+        self._boxes.append(box)
+        return box
+
+    def close_boxes(self) -> None:
+        """End all boxes that were made here; doing so twice is harmless."""
+        for box in self._boxes:
+            box.close()
+
     def publish(self, port: int) -> int:
         """Make 127.0.0.1:``port`` of the leaf reachable from the host, and return the host's 127.0.0.1 port for it."""
-        self._open_fds()
+        self.descriptors()
         if port not in self._published:
             self._published[port] = self._client.publish(self.name, port)
         return self._published[port]
@@ -188,6 +225,7 @@ class Namespace:
         """
         if self._closed:
             return
+        self.close_boxes()
         self._closed = True
         with contextlib.ExitStack() as stack:
             for fd in self._fds:
@@ -213,7 +251,7 @@ class Namespace:
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
-        self._open_fds()
+        self.descriptors()
         with contextlib.nullcontext() if self.is_inside() else self:
             yield
 
@@ -221,14 +259,6 @@ class Namespace:
     def _changing_mounts(self) -> Iterator[None]:
         with self._inside(), privilege.raised():
             yield
-
-    def _open_fds(self) -> tuple[int, int]:
-        if self._closed:
-            raise NamespaceClosedError(
-                f"the namespace {self.name} is closed: the test or fixture that it belonged to has ended. "
-                "Ask for a new one with the netns fixture"
-            )
-        return self._fds
 
 
 def _communicate(process: subprocess.Popen[Any], data: Any, timeout: float | None) -> tuple[Any, Any]:

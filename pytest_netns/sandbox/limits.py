@@ -1,0 +1,124 @@
+"""What holds each limit on this machine: a control group, an rlimit, a watch, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pytest_netns.errors import SandboxError
+from pytest_netns.sandbox.cgroups import CPU, MEMORY, PIDS, Group
+from pytest_netns.sandbox.options import Limits
+
+__all__ = ["Enforcement", "Rlimits", "settle"]
+
+_INIT: Final = 1  # the box's init is a process of the box's user, too
+_SLACK: Final = 4  # by how much one process may overreach before the watch sees it
+_REMEDY: Final = (
+    "Run as root on a machine with writable control groups, have systemd delegate them (systemd-run --user --scope "
+    "-p Delegate=yes pytest ...), or say limits='best-effort' to do without"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimits:
+    """The limits of each process of a box, as prlimit(2) has them; None for what is left as it is."""
+
+    processes: int | None = None
+    data: int | None = None
+    file_size: int | None = None
+    open_files: int | None = None
+
+    @property
+    def pids_seen(self) -> float:
+        """How many processes are as many as may be; no number is where this limits nothing."""
+        return math.inf if self.processes is None else self.processes - _INIT
+
+    def put_on(self, pid: int) -> None:
+        """Put them on a process, which passes them on."""
+        for number, value in (
+            (resource.RLIMIT_NPROC, self.processes),
+            (resource.RLIMIT_DATA, self.data),
+            (resource.RLIMIT_FSIZE, self.file_size),
+            (resource.RLIMIT_NOFILE, self.open_files),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            if value is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    _, most = resource.prlimit(pid, number)
+                    value = value if most == resource.RLIM_INFINITY else min(value, most)  # noqa: PLW2901
+                    resource.prlimit(pid, number, (value, value))
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """How the limits of a box are held.
+
+    Attributes:
+        mechanisms: by limit, what holds it, in words.
+        groups: by limit, where its control group goes.
+        rlimits: the limits of each process.
+        watched: the bytes of memory that the keeper watches over; None if need not be.
+        processors: the processors that the box is kept to; empty for any.
+    """
+
+    mechanisms: Mapping[str, str]
+    groups: Mapping[str, Group]
+    rlimits: Rlimits
+    watched: int | None
+    processors: tuple[int, ...]
+
+
+def settle(limits: Limits, available: Mapping[str, Group]) -> Enforcement:
+    """Return how each limit is held.
+
+    Args:
+        limits: what was asked for.
+        available: by limit, where a control group can be made.
+
+    Raises:
+        SandboxError: one of them cannot be held here, and that is not to be passed over.
+    """
+    held = {name: f"cgroup v{available[name].version}" for name in (MEMORY, PIDS, CPU) if name in available}
+    wanted = {name: getattr(limits, name) for name in (MEMORY, PIDS, CPU)}
+    mechanisms = {name: text for name, text in held.items() if wanted[name] is not None}
+    rlimits = Rlimits(file_size=limits.file_size, open_files=limits.open_files)
+    watched: int | None = None
+    processors: tuple[int, ...] = ()
+    if limits.memory is not None and MEMORY not in held:
+        watched = limits.memory
+        rlimits = replace(rlimits, data=_SLACK * limits.memory)
+        mechanisms[MEMORY] = "rlimit and watch"
+    if limits.pids is not None and PIDS not in held:
+        rlimits = replace(rlimits, processes=limits.pids + _INIT)
+        mechanisms[PIDS] = "rlimit"
+    if limits.cpu is not None and CPU not in held:
+        processors = _processors(limits.cpu)
+        if processors and len(processors) > limits.cpu and not limits.best_effort:
+            raise SandboxError(
+                f"cpu={limits.cpu:g} cannot be enforced here: there is no control group for it that may be written, "
+                f"and without one only whole processors can be shared out. {_REMEDY}"
+            )
+        mechanisms[CPU] = "affinity" if not processors or len(processors) <= limits.cpu else "affinity, rounded up"
+    others: dict[str, Any] = {
+        "file_size": "rlimit",
+        "open_files": "rlimit",
+        "timeout": "watch",
+        "disk": "tmpfs",
+        "output": "watch",
+    }
+    mechanisms |= {name: text for name, text in others.items() if getattr(limits, name) is not None}
+    return Enforcement(mechanisms, dict(available), rlimits, watched, processors)
+
+
+def _processors(cpu: float) -> tuple[int, ...]:
+    """Return as many processors as a box may use, of those that this process may; empty where that is no fewer."""
+    usable = sorted(os.sched_getaffinity(0))
+    wanted = math.ceil(cpu)
+    if len(usable) <= cpu:
+        return ()
+    return tuple(usable[-wanted:])

@@ -1,0 +1,190 @@
+"""Make a box of what was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from pytest_netns.errors import SandboxError
+from pytest_netns.sandbox.box import Sandbox
+from pytest_netns.sandbox.helper import Warden
+from pytest_netns.sandbox.opening import Wish
+from pytest_netns.sandbox.options import STRICT, Limits, Paths, View, paths
+
+if TYPE_CHECKING:
+    from pytest_netns.gateway.client import GatewayClient
+    from pytest_netns.namespace import Namespace
+
+__all__ = ["DEFAULTS", "SandboxOptions", "make", "read_options"]
+
+#: What a box may use unless more, or less, is said. None of them needs a control group.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "memory": "1G",
+    "pids": 256,
+    "disk": "256M",
+    "file_size": "256M",
+    "open_files": 1024,
+    "output": "16M",
+}
+_WARDEN: Final = "warden"
+
+
+class SandboxOptions(TypedDict, total=False):
+    """What ``netns.sandbox()`` takes, besides ``workdir``.
+
+    Sizes are bytes, or texts such as "512M". A limit that is None is not set.
+
+    Attributes:
+        overlay: whether what is written to ``workdir`` is kept apart, to be looked at, applied or thrown away (the
+            default), or goes to the directory itself.
+        readonly: paths that are shown although they lie under what is hidden.
+        writable: paths that are written to for real.
+        hide: paths that appear empty.
+        tmpfs: directories that appear empty and can be written to.
+        env: variables for every command; nothing else is passed on but PATH, the language, the time zone and TERM.
+        hostname: what the machine is called inside; the box's name unless said.
+        uid: the user that commands see themselves as; the same as outside unless said.
+        boot_offset: seconds that the clock since boot is ahead, or behind if negative.
+        monotonic_offset: the same for the monotonic clock.
+        memory: bytes of memory, over all processes; 1G unless said.
+        pids: processes and threads at a time; 256 unless said.
+        cpu: processors' worth of time, 0.5 for half of one; no limit unless said.
+        file_size: bytes of a file; 256M unless said.
+        open_files: descriptors of a process; 1024 unless said.
+        timeout: seconds that a command may take; no limit unless said.
+        disk: bytes that home, /tmp and the overlay take together, in memory; 256M unless said.
+        output: bytes that a command may write to its standard output and error; 16M unless said.
+        limits: "strict", so that a limit which cannot be enforced here is an error, or "best-effort".
+    """
+
+    overlay: bool
+    readonly: Paths
+    writable: Paths
+    hide: Paths
+    tmpfs: Paths
+    env: Mapping[str, str] | None
+    hostname: str | None
+    uid: int | None
+    boot_offset: float
+    monotonic_offset: float
+    memory: int | str | None
+    pids: int | None
+    cpu: float | None
+    file_size: int | str | None
+    open_files: int | None
+    timeout: float | None
+    disk: int | str
+    output: int | str | None
+    limits: str
+
+
+_OWN: Final = ("env", "hostname", "uid", "boot_offset", "monotonic_offset")
+_PATHS: Final = ("readonly", "writable", "hide", "tmpfs")
+_LIMITS: Final = ("memory", "pids", "cpu", "file_size", "open_files", "timeout", "disk", "output")
+
+
+def make(
+    namespace: Namespace,
+    client: GatewayClient,
+    name: str,
+    workdir: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+) -> Sandbox:
+    """Make a box in a namespace.
+
+    Args:
+        namespace: whose network it has.
+        client: the gateway.
+        name: what it is called.
+        workdir: the directory that commands start in; None for an empty home.
+        options: see ``SandboxOptions``.
+
+    Raises:
+        SandboxError: an option means nothing, or the box cannot be made as it was asked for.
+    """
+    unknown = options.keys() - SandboxOptions.__annotations__.keys()
+    if unknown:
+        known = ", ".join(SandboxOptions.__annotations__)
+        raise SandboxError(f"a box has no option {', '.join(sorted(unknown))}; known are {known}")
+    limits = Limits.of(
+        {**DEFAULTS, **{key: options[key] for key in _LIMITS if key in options}}, options.get("limits", STRICT)
+    )
+    if limits.disk is None:
+        raise SandboxError("disk=None: what a box writes lies in memory, so it has to have a limit; write a size")
+    where = None if workdir is None else paths(workdir, "workdir")[0]
+    if where is not None and not os.path.isdir(where):
+        raise SandboxError(f"workdir={where!r} is no directory; create it first")
+    shown = {key: paths(options[key], key) for key in _PATHS if key in options}
+    view = View(workdir=where, home=os.path.expanduser("~"), overlay=options.get("overlay", True), **shown)
+    wish = Wish(view, limits, **{key: options[key] for key in _OWN if key in options})
+    return Sandbox(namespace, client, _warden(client), name, wish=wish)
+
+
+def read_options(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return options as they stand in a configuration file, each a text, as ``make`` takes them.
+
+    Raises:
+        SandboxError: there is no such option, or its value means nothing.
+    """
+    options: dict[str, Any] = {}
+    for name, text in given:
+        read = _READERS.get(name)
+        if read is None:
+            known = ", ".join(sorted(_READERS))
+            raise SandboxError(f"netns_sandbox: a box has no option {name!r}; known are {known}")
+        options[name] = read(text, f"netns_sandbox: {name}")
+    return options
+
+
+def _yes_or_no(text: str, option: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise SandboxError(f"{option}={text!r} is neither; write true or false")
+    return text.lower() == "true"
+
+
+def _seconds(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SandboxError(f"{option}={text!r} is no number of seconds; write one, which may be negative") from None
+
+
+def _user(text: str, option: str) -> int:
+    if not text.isdecimal():
+        raise SandboxError(f"{option}={text!r} is no user; write the number of one")
+    return int(text)
+
+
+def _words(text: str, option: str) -> Any:
+    del option
+    return text
+
+
+def _limit(text: str, option: str) -> str | None:
+    """Leave a limit as it is, which ``make`` reads; ``none`` takes it away."""
+    del option
+    return None if text.lower() == "none" else text
+
+
+def _listed(text: str, option: str) -> list[str]:
+    del option
+    return text.split()
+
+
+_READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
+    **dict.fromkeys(("workdir", "hostname", "limits"), _words),
+    **dict.fromkeys(_PATHS, _listed),
+    **dict.fromkeys(_LIMITS, _limit),
+    **dict.fromkeys(("boot_offset", "monotonic_offset"), _seconds),
+    "overlay": _yes_or_no,
+    "uid": _user,
+}
+
+
+def _warden(client: GatewayClient) -> Warden:
+    """Return the process that makes boxes for this one, started when the first is wanted."""
+    warden = client.companions.get(_WARDEN)
+    if not isinstance(warden, Warden):
+        warden = client.companions[_WARDEN] = Warden()
+    return warden

@@ -1,0 +1,133 @@
+"""What a box has used: asked of its control groups, where it has any, and else of its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from pytest_netns.sandbox.cgroups import CPU, MEMORY, PIDS, Groups
+
+__all__ = ["Account", "Meter", "family", "proportional", "resident"]
+
+_PEAKS: Final = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
+_OOM: Final = {1: "memory.oom_control", 2: "memory.events"}
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Meter:
+    """The files that tell of a box; they are opened while the caller may."""
+
+    def __init__(self, groups: Groups) -> None:
+        memory, pids, cpu = (groups.of.get(limit) for limit in (MEMORY, PIDS, CPU))
+        accounts = groups.of.get("cpuacct")
+        self._peak = None if memory is None else _open(f"{memory.path}/{_PEAKS[memory.version]}", os.O_RDWR)
+        self._oom = None if memory is None else _open(f"{memory.path}/{_OOM[memory.version]}")
+        self._refusals = None if pids is None else _open(f"{pids.path}/pids.events")
+        self._time: int | None = None
+        if cpu is not None and cpu.version == 2:
+            self._time = _open(f"{cpu.path}/cpu.stat")
+        elif accounts is not None:
+            self._time = _open(f"{accounts.path}/cpuacct.usage")
+
+    @property
+    def counts_memory(self) -> bool:
+        """Whether a group counts the box's memory."""
+        return self._peak is not None
+
+    def reset(self) -> None:
+        """Begin to look for a peak anew, as far as the kernel lets."""
+        if self._peak is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._peak, b"0", 0)
+
+    def peak(self) -> int:
+        """Return the most memory that was used at a time, in bytes; 0 where nobody counts it."""
+        text = _pread(self._peak).strip()
+        return int(text) if text.isdigit() else 0
+
+    def killed(self) -> int:
+        """Return how many processes were killed for want of memory."""
+        return _number(_pread(self._oom), "oom_kill")
+
+    def refused(self) -> int:
+        """Return how often a process was refused for being one too many."""
+        return _number(_pread(self._refusals), "max")
+
+    def cpu_time(self) -> float | None:
+        """Return the seconds of processor time that were used; None where nobody counts them."""
+        text = _pread(self._time)
+        if text.strip().isdigit():
+            return int(text) / 10**9
+        return _number(text, "usage_usec") / 10**6 if text else None
+
+
+class Account:
+    """What a process writes, children that it waited for included: it can be asked until the process is reaped."""
+
+    def __init__(self, pid: int | None) -> None:
+        """Open the file, which only a process that is alive lets its user do."""
+        self._file = None if pid is None else _open(f"/proc/{pid}/io")
+
+    def read(self) -> int:
+        """Return how many bytes were written, to files, pipes and sockets."""
+        return _number(_pread(self._file), "wchar:")
+
+    def close(self) -> None:
+        """Close the file; doing so twice is harmless."""
+        fd, self._file = self._file, None
+        if fd is not None:
+            os.close(fd)
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its descendants, by walking down: quick, and only as true as the moment."""
+    found = [pid]
+    for parent in found:
+        found.extend(_children(parent))
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                yield from map(int, file.read().split())
+
+
+def resident(pid: int) -> int:
+    """Return the bytes that a process has in memory, shared ones included; 0 if it is gone."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * _PAGE
+    return 0
+
+
+def proportional(pid: int) -> int:
+    """Return a process's part of the memory that it shares, and all of its own, in bytes; 0 if it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        match = re.search(r"^Pss:\s+(\d+) kB", file.read(), re.MULTILINE)
+        return int(match[1]) * 1024 if match else 0
+    return 0
+
+
+def _open(path: str, how: int = os.O_RDONLY) -> int | None:
+    for flags in (how, os.O_RDONLY):
+        with contextlib.suppress(OSError):
+            return os.open(path, flags | os.O_CLOEXEC)
+    return None
+
+
+def _pread(fd: int | None) -> str:
+    if fd is None:
+        return ""
+    try:
+        return os.pread(fd, 4096, 0).decode()
+    except OSError:
+        return ""
+
+
+def _number(text: str, key: str) -> int:
+    match = re.search(rf"^{re.escape(key)}\s+(\d+)", text, re.MULTILINE)
+    return int(match[1]) if match else 0

@@ -1,0 +1,147 @@
+"""What a box shall be like, as frozen values. Pure: nothing here looks at the machine.
+
+A wrong value raises ``SandboxError``, whose text names the option, the value and the forms that are right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, Union
+
+from pytest_netns.errors import SandboxError
+
+__all__ = ["BEST_EFFORT", "STRICT", "Limits", "PathLike", "Paths", "View", "paths", "size"]
+
+PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
+Paths: TypeAlias = PathLike | Iterable[PathLike]
+
+STRICT: Final = "strict"
+BEST_EFFORT: Final = "best-effort"
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
+_LEAST_MEMORY: Final = 16 << 20
+_LEAST_DISK: Final = 1 << 20
+
+
+def size(value: object, option: str, least: int = 1) -> int:
+    """Return a number of bytes, given as such or as text: 65536, "64K", "512M", "2GiB"."""
+    number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        number = int(match[1]) * _UNITS[match[2].upper()]
+    if number < least:
+        least_said = f" of at least {least}" if least > 1 else ""
+        raise SandboxError(f"{option}={value!r} is no size{least_said}; write bytes, or a text such as '64K' or '512M'")
+    return number
+
+
+def count(value: object, option: str) -> int:
+    """Return a whole number from 1 on, given as such or as text."""
+    number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if isinstance(value, str) and value.strip().isdecimal():
+        number = int(value)
+    if number < 1:
+        raise SandboxError(f"{option}={value!r} is no count; write a whole number from 1 on")
+    return number
+
+
+def amount(value: object, option: str) -> float:
+    """Return a positive number, given as such or as text."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise SandboxError(f"{option}={value!r} is no amount; write a number above 0")
+    return number
+
+
+def paths(value: Paths, option: str) -> tuple[str, ...]:
+    """Return paths, one or several of them, as absolute ones."""
+    if isinstance(value, (str, os.PathLike)):
+        value = (value,)
+    try:
+        return tuple(os.path.abspath(os.path.expanduser(os.fspath(path))) for path in value)
+    except TypeError:
+        raise SandboxError(f"{option}={value!r} is no path; write one path or a list of them") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a box may use; None where nothing is said.
+
+    Attributes:
+        memory: bytes of memory, over all its processes.
+        pids: processes and threads at a time.
+        cpu: processors' worth of time: 0.5 is half of one.
+        file_size: bytes of a file that a process writes.
+        open_files: descriptors of each process.
+        timeout: seconds that a command may take.
+        disk: bytes that what is written in the box may take, home, /tmp and the overlay together.
+        output: bytes that a command may write to its standard output and error, together.
+        best_effort: whether what cannot be enforced here is left out, instead of being an error.
+    """
+
+    memory: int | None = None
+    pids: int | None = None
+    cpu: float | None = None
+    file_size: int | None = None
+    open_files: int | None = None
+    timeout: float | None = None
+    disk: int | None = None
+    output: int | None = None
+    best_effort: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], limits: str) -> Limits:
+        """Check what was given; what is None is left open.
+
+        Args:
+            given: a value for each of the attributes but the last.
+            limits: STRICT or BEST_EFFORT.
+
+        Raises:
+            SandboxError: a value means nothing.
+        """
+        if limits not in (STRICT, BEST_EFFORT):
+            raise SandboxError(f"limits={limits!r} is neither; write {STRICT!r} or {BEST_EFFORT!r}")
+        checks: dict[str, Callable[[object], Any]] = {
+            "memory": lambda value: size(value, "memory", _LEAST_MEMORY),
+            "pids": lambda value: count(value, "pids"),
+            "cpu": lambda value: amount(value, "cpu"),
+            "file_size": lambda value: size(value, "file_size"),
+            "open_files": lambda value: count(value, "open_files"),
+            "timeout": lambda value: amount(value, "timeout"),
+            "disk": lambda value: size(value, "disk", _LEAST_DISK),
+            "output": lambda value: size(value, "output"),
+        }
+        checked: dict[str, Any] = {
+            name: check(given[name]) for name, check in checks.items() if given.get(name) is not None
+        }
+        return cls(**checked, best_effort=limits == BEST_EFFORT)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which files a box sees; all paths are absolute.
+
+    Attributes:
+        workdir: the directory that commands start in; None for the box's empty home.
+        overlay: whether what is written there is kept apart, instead of going to the real directory.
+        readonly: what is shown although it lies under what is hidden.
+        writable: what may be written for real.
+        hide: what appears empty.
+        tmpfs: directories that appear empty, and that the box may write to.
+        home: the user's home, which is the box's too, and empty there.
+    """
+
+    workdir: str | None = None
+    overlay: bool = True
+    readonly: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    tmpfs: tuple[str, ...] = ()
+    home: str = "/"

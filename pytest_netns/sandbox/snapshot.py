@@ -1,0 +1,303 @@
+"""What a box has written to its overlay, read without ever following what it may have laid out as a trap.
+
+A box's files are a stranger's: links lead anywhere, pipes block, directories forbid looking in or go down for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+__all__ = [
+    "ABSENT",
+    "DIRECTORY",
+    "FILE",
+    "LINK",
+    "NOTHING",
+    "OTHER",
+    "Entry",
+    "Snapshot",
+    "below",
+    "entry_at",
+    "opened",
+    "opened_parent",
+]
+
+FILE, DIRECTORY, LINK, OTHER, ABSENT = "file", "directory", "link", "other", "absent"
+
+_OPAQUE: Final = "user.overlay.opaque"
+_KEPT: Final = 1 << 20  # bytes of a file that are kept; of a longer one, its hash is
+_LONGEST: Final = 4000  # bytes of a path that is looked into
+_LOOK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Entry(NamedTuple):
+    """What is at a path.
+
+    Attributes:
+        kind: FILE, DIRECTORY, LINK, OTHER (a pipe, a socket) or ABSENT.
+        mode: the permission bits.
+        data: a file's content, a link's target; None where a file is too long to be kept, or could not be read.
+        digest: the hash of a file that is too long.
+        opaque: whether a directory hides what was there before.
+    """
+
+    kind: str
+    mode: int = 0
+    data: bytes | None = None
+    digest: bytes | None = None
+    opaque: bool = False
+
+    def same_as(self, other: Entry) -> bool:
+        """Tell whether nobody who looks at both sees a difference, times apart."""
+        return self[:4] == other[:4]
+
+
+NOTHING: Final = Entry(ABSENT)
+
+
+@dataclass
+class Snapshot:
+    """What an overlay holds at a moment; what is the same as at an earlier one was not read again.
+
+    Attributes:
+        touched: by path, from the working directory on down, what is there instead of what was.
+    """
+
+    touched: dict[str, Entry] = field(default_factory=dict)
+    _read: dict[tuple[int, int, int], Entry] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, upper: int, before: Snapshot | None = None) -> Snapshot:
+        """Read the overlay's upper directory, of which this is a descriptor."""
+        snapshot = cls()
+        known = {} if before is None else before._read  # noqa: SLF001 - its own class
+        for path, entry, stamp in _walk(upper, known):
+            snapshot.touched[path] = entry
+            if stamp is not None:
+                snapshot._read[stamp] = entry
+        return snapshot
+
+    def look(self, path: str, base: int) -> Entry:
+        """Return what is at a path in the box; ``base`` is a descriptor of the real directory."""
+        found = self.touched.get(path)
+        if found is not None:
+            return found
+        for parent in _parents(path):
+            above = self.touched.get(parent)
+            if above is not None and (above.kind != DIRECTORY or above.opaque):
+                return NOTHING
+        return entry_at(base, path)
+
+    def covering(self) -> Iterator[str]:
+        """Yield the paths at which what was below is gone, whatever it was."""
+        for path, entry in self.touched.items():
+            if entry.kind != DIRECTORY or entry.opaque:
+                yield path
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+_Found = tuple[str, Entry, "tuple[int, int, int] | None"]
+
+
+class _Inner(NamedTuple):
+    """An open directory, and the mode to give it back once it has been looked into."""
+
+    fd: int
+    mode: int | None = None
+
+    def close(self) -> None:
+        if self.mode is not None:
+            os.chmod(f"/proc/self/fd/{self.fd}", self.mode)
+        os.close(self.fd)
+
+
+def _walk(root: int, known: dict[tuple[int, int, int], Entry]) -> Iterator[_Found]:
+    """Yield what is below a directory, not deeper than paths may be long."""
+    waiting = [(_Inner(os.dup(root)), "")]
+    try:
+        while waiting:
+            directory, prefix = waiting.pop()
+            try:
+                for name in sorted(os.listdir(directory.fd)):
+                    path = f"{prefix}{name}"
+                    with contextlib.suppress(FileNotFoundError):
+                        entry, stamp, inner = _read(directory.fd, name, known, deeper=len(path) < _LONGEST)
+                        yield path, entry, stamp
+                        if inner is not None:
+                            waiting.append((inner, f"{path}/"))
+            finally:
+                directory.close()
+    finally:
+        for directory, _ in waiting:
+            directory.close()
+
+
+def _read(
+    directory: int, name: str, known: dict[tuple[int, int, int], Entry], *, deeper: bool
+) -> tuple[Entry, tuple[int, int, int] | None, _Inner | None]:
+    seen = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    mode = stat.S_IMODE(seen.st_mode)
+    if stat.S_ISDIR(seen.st_mode):
+        inner = _inner(directory, name) if deeper else None
+        return Entry(DIRECTORY, mode, opaque=inner is not None and _is_opaque(inner.fd)), None, inner
+    if not stat.S_ISREG(seen.st_mode):
+        return _special(directory, name, seen), None, None
+    stamp = (seen.st_ino, seen.st_ctime_ns, seen.st_size)
+    entry = known.get(stamp)
+    return (_file(mode, opened(directory, name)) if entry is None else entry), stamp, None
+
+
+def _special(directory: int, name: str, seen: os.stat_result) -> Entry:
+    if stat.S_ISLNK(seen.st_mode):
+        return Entry(LINK, 0o777, os.fsencode(os.readlink(name, dir_fd=directory)))
+    if stat.S_ISCHR(seen.st_mode) and seen.st_rdev == 0:  # how an overlay notes that something was deleted
+        return NOTHING
+    return Entry(OTHER, stat.S_IMODE(seen.st_mode))
+
+
+def _file(mode: int, fd: int | None) -> Entry:
+    if fd is None:
+        return Entry(FILE, mode)
+    with open(fd, "rb") as file:
+        data = file.read(_KEPT + 1)
+        if len(data) <= _KEPT:
+            return Entry(FILE, mode, data)
+        digest = hashlib.sha256(data)
+        while data := file.read(_KEPT):
+            digest.update(data)
+        return Entry(FILE, mode, digest=digest.digest())
+
+
+def opened(directory: int, name: str) -> int | None:
+    """Open a file of the box's for reading, even where its mode forbids that to its owner; None if that fails."""
+    inner = _unlocked(directory, name, 0)
+    if inner is None:
+        return None
+    if inner.mode is not None:
+        os.chmod(f"/proc/self/fd/{inner.fd}", inner.mode)
+    return inner.fd
+
+
+def _inner(directory: int, name: str) -> _Inner | None:
+    """Open a directory of the box's, even where its mode forbids that to its owner; None if that fails."""
+    inner = _unlocked(directory, name, os.O_DIRECTORY)
+    if inner is not None and inner.mode is None and not os.access(f"/proc/self/fd/{inner.fd}", os.R_OK | os.X_OK):
+        mode = stat.S_IMODE(os.fstat(inner.fd).st_mode)
+        os.chmod(f"/proc/self/fd/{inner.fd}", 0o700)
+        return _Inner(inner.fd, mode)
+    return inner
+
+
+def _unlocked(directory: int, name: str, flags: int) -> _Inner | None:
+    """Open what is really there, and tell which mode it had if that had to be changed."""
+    with contextlib.suppress(OSError):
+        try:
+            return _Inner(os.open(name, _LOOK | flags, dir_fd=directory))
+        except PermissionError:
+            pass
+        handle = os.open(name, _PATH | flags, dir_fd=directory)
+        itself = f"/proc/self/fd/{handle}"
+        try:
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            os.chmod(itself, 0o700)
+            return _Inner(os.open(itself, (_LOOK | flags) & ~os.O_NOFOLLOW), mode)
+        finally:
+            os.close(handle)
+    return None
+
+
+def _is_opaque(directory: int) -> bool:
+    try:
+        return os.getxattr(directory, _OPAQUE) == b"y"
+    except OSError:
+        return False
+
+
+def opened_parent(root: int, path: str) -> tuple[int, str]:
+    """Open the directory that a path is in, following no link on the way down, and return it and the last name.
+
+    Raises:
+        OSError: there is no such directory.
+    """
+    *above, name = path.split("/")
+    directory = os.dup(root)
+    for part in above:
+        try:
+            below = os.open(part, _PATH | os.O_DIRECTORY, dir_fd=directory)
+        finally:
+            os.close(directory)
+        directory = below
+    return directory, name
+
+
+def entry_at(root: int, path: str) -> Entry:
+    """Return what is at a path below a real directory, in which nothing is touched."""
+    try:
+        directory, name = opened_parent(root, path)
+    except OSError:
+        return NOTHING
+    try:
+        seen = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(seen.st_mode):
+            return Entry(DIRECTORY, stat.S_IMODE(seen.st_mode))
+        if not stat.S_ISREG(seen.st_mode):
+            return _special(directory, name, seen)
+        return _file(stat.S_IMODE(seen.st_mode), _readable(directory, name))
+    except OSError:
+        return NOTHING
+    finally:
+        os.close(directory)
+
+
+def _readable(directory: int, name: str) -> int | None:
+    try:
+        return os.open(name, _LOOK, dir_fd=directory)
+    except OSError:
+        return None
+
+
+def below(root: int, path: str) -> Iterator[str]:
+    """Yield the paths of everything below a path of a real directory, itself not included."""
+    try:
+        directory, name = opened_parent(root, path)
+    except OSError:
+        return
+    try:
+        top = os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=directory)
+    except OSError:
+        return
+    finally:
+        os.close(directory)
+    try:
+        for inner in _names(top):
+            yield f"{path}/{inner}"
+    finally:
+        os.close(top)
+
+
+def _names(root: int) -> Iterator[str]:
+    """Yield the paths below a directory, without a look into files."""
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        with contextlib.suppress(OSError):
+            directory = os.open(f"./{prefix}", _LOOK | os.O_DIRECTORY, dir_fd=root)
+            try:
+                for one in os.scandir(directory):
+                    yield f"{prefix}{one.name}"
+                    if one.is_dir(follow_symlinks=False):
+                        waiting.append(f"{prefix}{one.name}/")
+            finally:
+                os.close(directory)
