@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 if TYPE_CHECKING:
     from pytest_netns.egress import Egress
     from pytest_netns.namespace import Namespace
+    from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.service import ServicePort
 
-__all__ = ["netns", "netns_egress", "netns_port", "netns_service"]
+__all__ = ["netns", "netns_egress", "netns_port", "netns_sandbox", "netns_service"]
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def netns_port(request: pytest.FixtureRequest) -> int:
 
     port: int = getattr(request, "param", request.config.stash[SESSION].settings.port)
     return port
+
+
+@pytest.fixture
+def netns_sandbox(request: pytest.FixtureRequest, netns: Namespace, tmp_path: Path) -> Iterator[Sandbox]:
+    """A box for commands that nobody trusts (run(), popen(), shell(), changes), with tmp_path as its directory."""
+    from pytest_netns.sandbox.make import read_options  # noqa: PLC0415
+    from pytest_netns.session import SESSION  # noqa: PLC0415
+
+    options = read_options(request.config.stash[SESSION].settings.sandbox)
+    with netns.sandbox(**{"workdir": tmp_path, **options}) as box:
+        yield box
 
 
 @pytest.fixture

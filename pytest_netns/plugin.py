@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.fixtures import netns, netns_egress, netns_port, netns_service
+from pytest_netns.fixtures import netns, netns_egress, netns_port, netns_sandbox, netns_service
 from pytest_netns.settings import ANY_PORT, EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Settings, SettingsError
 
-__all__ = ["netns", "netns_egress", "netns_port", "netns_service"]
+__all__ = ["netns", "netns_egress", "netns_port", "netns_sandbox", "netns_service"]
 
 _FAILURE = pytest.StashKey[str]()
 _SETTINGS = pytest.StashKey[Settings]()
-_INI = ("netns", "netns_scope", "netns_port", "netns_allow", "netns_egress")
+_INI = ("netns", "netns_scope", "netns_port", "netns_allow", "netns_egress", "netns_sandbox")
 _MARKERS = (
     "netns(port=8080, scope='function', allow=[], sni=True): run the test in a network and mount namespace of its own",
     "no_netns: run the test where pytest was started, or in the worker's network, even under --netns",
@@ -74,6 +74,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("netns_port", "the service port", type="int", default=None)
     parser.addini("netns_allow", "what every test may reach, a list of rules", type="linelist", default=None)
     modes = ", ".join(EGRESS_MODES)
+    text = "what boxes are like, a list of options: memory = 512M, pids = 64, timeout = 60, ..."
+    parser.addini("netns_sandbox", text, type="linelist", default=None)
     parser.addini("netns_egress", f"what becomes of what no rule allows: {modes}", type="string", default=None)
 
 

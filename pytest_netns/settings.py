@@ -30,7 +30,7 @@ __all__ = [
 DEFAULT_PORT: Final = 8080
 MARKER: Final = "netns"
 OPT_OUT: Final = "no_netns"
-ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_egress", "netns_service"})
+ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_egress", "netns_sandbox", "netns_service"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Settings:
         log: the file that every attempt is written to, as it was given; None if none was.
         hold: whether a failed test waits in its leaf for somebody to look inside.
         publish: the host's port at which browsers find all leaves, 0 for any; None if they shall not.
+        sandbox: what the boxes of ``netns_sandbox`` are like, each option with its value.
     """
 
     mode: Mode = Mode.MARKED
@@ -70,6 +71,7 @@ class Settings:
     log: str | None = None
     hold: bool = False
     publish: int | None = None
+    sandbox: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, options: Mapping[str, Any], ini: Mapping[str, Any]) -> Settings:
@@ -78,7 +80,8 @@ class Settings:
         Args:
             options: ``mode``, ``scope``, ``port``, ``unsupported``, ``allow``, ``egress``, ``egress_log``, ``hold`` and
                 ``publish``; None where not given.
-            ini: ``netns``, ``netns_scope``, ``netns_port``, ``netns_allow`` and ``netns_egress``; None where not given.
+            ini: ``netns``, ``netns_scope``, ``netns_port``, ``netns_allow``, ``netns_egress`` and ``netns_sandbox``;
+                None where not given.
 
         Raises:
             SettingsError: a value means nothing.
@@ -99,6 +102,7 @@ class Settings:
             log=options.get("egress_log"),
             hold=options.get("hold") == "failed",
             publish=values.publish(options.get("publish"), "--netns-publish"),
+            sandbox=values.assignments(ini.get("netns_sandbox") or (), "ini option netns_sandbox"),
         )
 
     def for_item(self, marks: Iterable[Mark], fixtures: Iterable[str] = ()) -> ItemSettings:

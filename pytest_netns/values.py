@@ -67,6 +67,7 @@ FORMS: Final = {
     "netns_port": f"a whole number from 1 to {_MAX_PORT}",
     "netns_allow": 'a list of rules, ["api.example.com:443", "*.example.org"] for example',
     "netns_egress": f"one of {', '.join(EGRESS_MODES)}",
+    "netns_sandbox": 'a list of options, ["memory = 512M", "pids = 64"] for example',
 }
 
 
@@ -145,6 +146,21 @@ def rules_in_file(value: object, place: str) -> tuple[str, ...]:
 
 def _says_nothing(line: object) -> bool:
     return isinstance(line, str) and (not line.strip() or line.lstrip().startswith("#"))
+
+
+def assignments(value: object, place: str) -> tuple[tuple[str, str], ...]:
+    """Check a list of ``name = value``, in which a line may be empty, or a comment."""
+    if not isinstance(value, (list, tuple)):
+        raise SettingsError(f"{place}: {value!r} is no list; write {FORMS['netns_sandbox']}")
+    found = {}
+    for line in value:
+        if _says_nothing(line):
+            continue
+        name, equals, said = line.partition("=") if isinstance(line, str) else ("", "", "")
+        if not equals or not name.strip() or not said.strip():
+            raise SettingsError(f"{place}: {line!r} sets nothing; write {FORMS['netns_sandbox']}")
+        found[name.strip()] = said.strip()
+    return tuple(found.items())
 
 
 def listed(words: Iterable[str]) -> str:
