@@ -87,6 +87,15 @@ class Report:
         found = self._lines[suite.name, user].lost.get(configuration, {})
         return configuration in ISOLATED and any(_cause(test, suite.causes) is None for test in found)
 
+    def is_puzzled(self, suite: Suite, user: str) -> bool:
+        """Tell whether a test was lost twice, in any configuration, without a known cause."""
+        line = self._lines.get((suite.name, user), Line())
+        return any(
+            test not in line.recovered.get(configuration, ()) and _cause(test, suite.causes) is None
+            for configuration in ISOLATED
+            for test in line.lost.get(configuration, ())
+        )
+
     @property
     def unexplained(self) -> list[str]:
         """The tests that isolation has lost, twice, without a known cause, and the runs that hung."""

@@ -219,7 +219,11 @@ SUITES = (
             *("redis-entraid==1.2.1", "cryptography", "pyopenssl", "uvloop", "ujson", "PyJWT", "aiohttp"),
             "opentelemetry-sdk",
         ),
-        ("-m", "not onlycluster and not redismod and not ssl and not replica", "--timeout=30"),
+        (
+            *("-m", "not onlycluster and not redismod and not ssl and not replica", "--timeout=30"),
+            *(f"tests/{name}.py" for name in ("test_pipeline", "test_lock", "test_pubsub", "test_monitor")),
+            *(f"tests/test_asyncio/{name}.py" for name in ("test_pipeline", "test_lock", "test_scripting")),
+        ),
         isolated=("--netns-allow=localhost:6379",),
         drop=("redis",),
         before="redis-server --daemonize yes --save '' --enable-debug-command yes >/dev/null; sleep 0.5",
