@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_netns.capture import Capture, Packet
     from pytest_netns.egress import Egress
     from pytest_netns.errors import (
         GatewayError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_netns.service import ServicePort
 
 __all__ = [
+    "Capture",
     "Change",
     "Done",
     "Egress",
@@ -38,6 +40,7 @@ __all__ = [
     "Namespace",
     "NamespaceClosedError",
     "NetnsError",
+    "Packet",
     "RuleError",
     "Sandbox",
     "SandboxError",
@@ -48,12 +51,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Capture": "capture",
     "Change": "sandbox.changes",
     "Done": "sandbox.done",
     "Egress": "egress",
     "EgressRule": "rules",
     "Flow": "gateway.flows",
     "Namespace": "namespace",
+    "Packet": "capture",
     "RuleError": "rules",
     "Sandbox": "sandbox.box",
     "ServicePort": "service",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_netns.gateway.flows import BlockedSummary
     from pytest_netns.session import Session
 
-__all__ = ["allow_list", "closing"]
+__all__ = ["allow_list", "closing", "function_of", "table_header", "texts"]
 
 _HOW: Final = "(allow with --netns-allow=RULE, or netns_allow in pyproject.toml)"
 _INI_STYLE: Final = "[tool.pytest.ini_options]"
@@ -68,31 +68,32 @@ def allow_list(allowed: Iterable[str], needed: Iterable[tuple[str, str]], config
 
     by_test: dict[str, list[str]] = {}
     for test, rule in needed:
-        by_test.setdefault(_function(test), []).append(rule)
+        by_test.setdefault(function_of(test), []).append(rule)
     if not by_test:
         return ["nothing that is not allowed already"]
     everything = [*allowed, *(rule for rules in by_test.values() for rule in rules)]
-    lines = [_table(configuration), "netns_allow = [", *(f"    {text}," for text in _texts(everything)), "]", ""]
+    lines = [table_header(configuration), "netns_allow = [", *(f"    {text}," for text in texts(everything)), "]", ""]
     for test, rules in sorted(by_test.items()):
-        wanted = ", ".join(_texts(rules))
+        wanted = ", ".join(texts(rules))
         how = f"no marker reaches there: {wanted}" if test == OUTSIDE else f"@pytest.mark.netns(allow=[{wanted}])"
         lines.append(f"{test}: {how}")
     return lines
 
 
-def _texts(rules: Iterable[str]) -> list[str]:
+def texts(rules: Iterable[str]) -> list[str]:
+    """Return the smallest list that allows the same, each rule in quotes."""
     from pytest_netns.rules import EgressRule, smallest  # noqa: PLC0415
 
     return [f'"{rule}"' for rule in smallest(map(EgressRule.parse, rules))]
 
 
-def _function(test: str) -> str:
+def function_of(test: str) -> str:
     """Return the node id of the function that a marker is put on, for all of its parameters."""
     path, separator, names = test.partition("::")
     return f"{path}{separator}{names.partition('[')[0]}"
 
 
-def _table(configuration: Path | None) -> str:
+def table_header(configuration: Path | None) -> str:
     """Return the header of the TOML table; a file that has the one in ini style must not have the other, too."""
     if pytest.version_tuple < (9,):
         return _INI_STYLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
 
 __all__ = ["Egress"]
+
+_log = logging.getLogger(__name__)
 
 
 class Egress:
@@ -68,6 +71,8 @@ class Egress:
         texts = [str(EgressRule.parse(rule)) for rule in rules]
         self._client.allow(self._leaf(), texts)
         self._rules |= dict.fromkeys(texts)
+        for text in texts:
+            _log.info("leaf %s may reach %s from now on", self._namespace.name, text)
 
     def close(self) -> None:
         """Be of no use from now on; doing so twice is harmless. The leaf keeps its rules for as long as it lives."""

@@ -12,9 +12,11 @@ import pytest
 from pytest_netns import report
 from pytest_netns.detours import Detour
 from pytest_netns.errors import NetnsError
+from pytest_netns.kernel import clock
 from pytest_netns.markers import marks_of
-from pytest_netns.report import RECORD, Record
+from pytest_netns.report import RECORD
 from pytest_netns.settings import ItemSettings, Mode, Scope, SettingsError
+from pytest_netns.telling import Telling
 
 if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
@@ -35,6 +37,7 @@ class Isolation:
         self.leaf: Leaf | None = None
         self._refusal: BaseException | None = None
         self.kept: Leaf | None = None
+        self.telling = Telling(session)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -87,35 +90,6 @@ class Isolation:
             detour.end()
             fixturedef.addfinalizer(detour.begin)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[Any]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Tell what there was in a failed test's network, and what any test left running."""
-        result = yield
-        record = item.stash.get(RECORD, None)
-        if record is not None:
-            lines = self._told(record, result, call) if result.failed else []
-            record.told = ""
-            title = report.TITLE
-            if result.when == "teardown":
-                title = report.TEARDOWN  # pytest shows it with a failure of the test, too
-                lines += record.endings() + record.strays()
-                del item.stash[RECORD]
-            if lines:
-                result.sections.append((title, "\n".join(lines)))
-        return result
-
-    def _told(self, record: Record, result: pytest.TestReport, call: pytest.CallInfo[Any]) -> list[str]:
-        """Return what is told of a phase that failed."""
-        from pytest_netns.scene import gather  # noqa: PLC0415 - tests pass, as a rule
-
-        client = self.session.client
-        scene = record.scene or gather(record, client)
-        text = "\n".join([result.longreprtext, *(content for _, content in result.sections)])
-        lines = scene.told(blocked=not (record.told and record.told in result.longreprtext))
-        return lines + scene.hints(client, text, call.excinfo.tb if call.excinfo is not None else None)
-
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
         """Let plugins that send reports somewhere do so from the host, if that is where they would be."""
@@ -161,11 +135,12 @@ class Isolation:
 
     def open(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Bring the process into the test's leaf, from now on, whatever its mode and markers say of it."""
-        stay = self.session.ready()
+        stay, begin = self.session.ready(), clock.monotonic()
         leaf = stay.leases.take(item, settings)
-        item.stash[RECORD] = Record(item.nodeid, leaf.namespace)
+        record = self.telling.begin(item, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
+        record.setup = clock.monotonic() - begin
         stay.leases.arrived()
         return leaf
 
@@ -193,7 +168,7 @@ class Isolation:
             return
         stay.traveller.go(stay.traveller.base)
         if self.session.settings.mode is Mode.ALL and stay.worker is not None:
-            item.stash[RECORD] = Record(item.nodeid, stay.worker, own=False)
+            self.telling.begin(item, stay.worker, own=False)
 
     def _watch(self, item: pytest.Item) -> None:
         """See to it that what pytest does for the collectors above the test is done in the base.
@@ -228,16 +203,13 @@ class Isolation:
 
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None, *, failed: bool) -> None:
         vars(item).pop("teardown", None)
-        stay, record = self.session.stay, item.stash.get(RECORD, None)
+        stay = self.session.stay
         if stay is None:
             return
         if stay.traveller.place is not stay.traveller.base:  # the test has not got as far as its own tear-down
             stay.go_to_base()
         leaf, self.leaf = self.leaf, None
-        if failed and record is not None:
-            from pytest_netns.scene import gather  # noqa: PLC0415 - tests pass, as a rule
-
-            record.scene = gather(record, self.session.client)
+        self.telling.end(item, failed=failed)
         if failed and (item.config.getoption("usepdb") or self.session.settings.hold):
             self.kept = leaf  # it is given back when the next test is set up
             return

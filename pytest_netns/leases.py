@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pytest_netns.pools import Pools
 
 __all__ = ["Leases", "Leftovers", "threads_in"]
+
+_log = logging.getLogger(__name__)
 
 _Key = tuple[Scope, "pytest.Item | pytest.Collector"]
 
@@ -77,6 +80,7 @@ class Leases:
         spare_us()
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
+            _tell(self._worker.name, settings)
             self._label(self._worker, item, settings)
             return self._own
         key = (settings.scope, leaf_node(item, settings.scope))
@@ -84,6 +88,8 @@ class Leases:
         if leaf is None:
             leaf = self._alive[key] = self._lease(key, item.nodeid, settings)
         else:
+            _log.info("leaf %s goes on, for %s", leaf.namespace.name, item.nodeid)
+            _tell(leaf.namespace.name, settings)
             self._client.activate(leaf.namespace.name)
             self._label(leaf.namespace, item, settings)
         return leaf
@@ -103,8 +109,11 @@ class Leases:
             self._client.label(self._own.namespace.name, OUTSIDE, rules=self._rules)
 
     def _lease(self, key: _Key, test: str, settings: ItemSettings) -> Leaf:
-        since = processes.last_pid()
+        since, begin = processes.last_pid(), clock.monotonic()
         grant = self._client.lease(test, service_port=settings.port, rules=settings.allow, sni=settings.sni)
+        took = (clock.monotonic() - begin) * 1000
+        _log.info("leaf %s, %s, for %s: port %d, %.1f ms", grant.name, grant.ipv4, test, settings.port, took)
+        _tell(grant.name, settings)
         namespace = Namespace(grant, self._client, worker=self._worker)
         return Leaf(Place.of(grant), namespace, *key, since=since)
 
@@ -141,6 +150,7 @@ class Leases:
                     instead_of=leaf.namespace.name,
                 )
             leaf.namespace.close()
+            _log.info("leaf %s is given back", leaf.namespace.name)
 
     def release_all(self) -> None:
         """Give back whatever is alive, and end what was left in the worker leaf, at the end of the run."""
@@ -159,6 +169,11 @@ class Leases:
         for thread in left:
             thread.join(max(0.0, deadline - clock.monotonic()))
         return sorted((thread for thread in left if thread.is_alive()), key=lambda thread: thread.name)
+
+
+def _tell(leaf: str, settings: ItemSettings) -> None:
+    for rule in settings.allow:
+        _log.info("leaf %s may reach %s", leaf, rule)
 
 
 def _end_left(namespace: Namespace, since: int | None) -> list[tuple[Process, str]]:

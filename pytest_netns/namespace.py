@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from pytest_netns.capture import Capture
     from pytest_netns.gateway.client import GatewayClient, LeafGrant
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.make import SandboxOptions
@@ -187,6 +188,13 @@ class Namespace:
         """Show a file or directory at a second place inside; both paths are looked up inside."""
         with self._changing_mounts():
             mounts.bind(os.fspath(source), os.fspath(target), readonly=readonly)
+
+    def capture(self) -> Capture:
+        """Return what sees the leaf's packets while a block runs: ``with netns.capture() as capture: ...``."""
+        from pytest_netns.capture import Capture  # noqa: PLC0415 - few tests look so closely
+
+        self.descriptors()
+        return Capture(self.name, self._inside)
 
     def sandbox(self, workdir: str | os.PathLike[str] | None = None, **options: Unpack[SandboxOptions]) -> Sandbox:
         """Make a box for commands that nobody trusts, with this network; ``SandboxOptions`` says what can be asked for.

@@ -9,7 +9,8 @@ import pytest
 
 from pytest_netns.errors import NetnsError
 from pytest_netns.fixtures import netns, netns_egress, netns_port, netns_sandbox, netns_service
-from pytest_netns.settings import ANY_PORT, EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Settings, SettingsError
+from pytest_netns.options import LOOKS, add_options
+from pytest_netns.settings import FORMS, EgressMode, Mode, Settings, SettingsError
 
 __all__ = ["netns", "netns_egress", "netns_port", "netns_sandbox", "netns_service"]
 
@@ -24,59 +25,7 @@ _MARKERS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare what can be set."""
-    group = parser.getgroup("netns", "a network of its own for every test (pytest-netns)")
-    for option, mode, text in (
-        ("--netns", "all", "run every test in a fresh network and mount namespace"),
-        ("--netns-marked", "marked", "isolate only tests that ask, by marker or fixture"),
-        ("--no-netns", "off", "isolate nothing; tests that need a network of their own are skipped"),
-    ):
-        group.addoption(option, action="store_const", const=mode, dest="netns_mode", default=None, help=text)
-    scopes = "|".join(SCOPES)
-    group.addoption("--netns-scope", choices=SCOPES, metavar=scopes, help="how long a namespace lives (function)")
-    group.addoption("--netns-port", metavar="N", help="the service port (8080)")
-    group.addoption(
-        "--netns-unsupported",
-        choices=("error", "skip"),
-        metavar="error|skip",
-        help="where isolation cannot work: stop at the start, or skip the tests (error)",
-    )
-    group.addoption(
-        "--netns-allow",
-        action="append",
-        metavar="RULE",
-        help="what every test may reach, besides its own network: host[:port[-port]][/udp], where host is a name, "
-        "*.name, an address, a block of addresses, or localhost for the loopback of this machine; repeatable",
-    )
-    group.addoption(
-        "--netns-egress",
-        choices=EGRESS_MODES,
-        metavar="|".join(EGRESS_MODES),
-        help="what no rule allows: fails (block); is let through, and the rules that were needed are listed at the end "
-        "(record); or fails together with the test, even one that swallows the error (fail)",
-    )
-    group.addoption("--netns-egress-log", metavar="FILE", help="write every attempt to leave to FILE, as lines of JSON")
-    group.addoption(
-        "--netns-hold",
-        choices=("off", "failed"),
-        metavar="off|failed",
-        help="keep the network of a failed test, with all that runs in it, until you have looked inside (off)",
-    )
-    group.addoption(
-        "--netns-publish",
-        nargs="?",
-        const=ANY_PORT,
-        metavar="PORT",
-        help="show the service of every test that is running to a browser on this machine, at "
-        "http://<leaf>.localhost:PORT/, with an index at http://localhost:PORT/",
-    )
-    parser.addini("netns", "which tests are isolated: all, marked or off", type="string", default=None)
-    parser.addini("netns_scope", f"how long a namespace lives: {', '.join(SCOPES)}", type="string", default=None)
-    parser.addini("netns_port", "the service port", type="int", default=None)
-    parser.addini("netns_allow", "what every test may reach, a list of rules", type="linelist", default=None)
-    modes = ", ".join(EGRESS_MODES)
-    text = "what boxes are like, a list of options: memory = 512M, pids = 64, timeout = 60, ..."
-    parser.addini("netns_sandbox", text, type="linelist", default=None)
-    parser.addini("netns_egress", f"what becomes of what no rule allows: {modes}", type="string", default=None)
+    add_options(parser)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -99,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _settle(config: pytest.Config, options: Any) -> None:
     from pytest_netns import early  # noqa: PLC0415
 
-    names = ("mode", "scope", "port", "unsupported", "allow", "egress", "egress_log", "hold", "publish")
+    names = ("mode", "scope", "port", "unsupported", "allow", "egress", "egress_log", "hold", "publish", *LOOKS)
     try:
         settings = Settings.of(
             {name: getattr(options, f"netns_{name}") for name in names}, {name: _ini(config, name) for name in _INI}
@@ -148,10 +97,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from pytest_netns.session import SESSION, Role, Session  # noqa: PLC0415
 
     config = session.config
+    if config.option.netns_verbose:
+        from pytest_netns.verbose import be_verbose  # noqa: PLC0415
+
+        be_verbose(config)
     ours = config.stash[SESSION] = Session(config, config.stash[_SETTINGS])
     ours.failure = config.stash.get(_FAILURE, ours.failure)
     try:
-        ours.begin_log()
+        if ours.role is not Role.WORKER:
+            ours.outputs.begin(ours.settings)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     try:
@@ -160,6 +114,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         raise pytest.UsageError(str(error)) from None
     except (NetnsError, OSError) as error:
         ours.failure = _unsupported(ours.settings, error)
+    if ours.outputs.report is not None and ours.role is not Role.WORKER:
+        from pytest_netns.page.collector import COLLECTOR, Collector  # noqa: PLC0415
+
+        config.stash[COLLECTOR] = Collector(ours)
+        config.pluginmanager.register(config.stash[COLLECTOR], "netns-page")
     if ours.role is not Role.CONTROLLER:
         if ours.settings.egress is EgressMode.FAIL:
             from pytest_netns.strict import Strict  # noqa: PLC0415
@@ -167,6 +126,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             config.pluginmanager.register(Strict(ours), "netns-strict")
         config.stash[ISOLATION] = Isolation(ours)
         config.pluginmanager.register(config.stash[ISOLATION], "netns-isolation")
+        config.pluginmanager.register(config.stash[ISOLATION].telling, "netns-telling")
     if ours.settings.hold and ours.settings.mode is not Mode.OFF:
         from pytest_netns.hold import attend  # noqa: PLC0415
 
@@ -220,10 +180,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which run it belongs to, where to log, and what has failed already."""
-    from pytest_netns.session import FAILURE, LOG, RUN_ID, SESSION  # noqa: PLC0415
+    from pytest_netns.session import FAILURE, OUTPUTS, RUN_ID, SESSION  # noqa: PLC0415
 
     session = node.config.stash[SESSION]
-    node.workerinput.update({RUN_ID: session.run_id, LOG: session.log, FAILURE: session.failure})
+    node.workerinput.update({RUN_ID: session.run_id, OUTPUTS: session.outputs.tell(), FAILURE: session.failure})
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -234,6 +194,17 @@ def pytest_testnodedown(node: Any) -> None:
     told = (getattr(node, "workeroutput", None) or {}).get(TALLY)
     if told is not None:
         node.config.stash[SESSION].told.append(told)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_html_results_summary(prefix: list[str], session: pytest.Session) -> None:
+    """Say in the report of pytest-html what the summary of the run says."""
+    from pytest_netns.page.pytest_html import section  # noqa: PLC0415
+    from pytest_netns.session import SESSION  # noqa: PLC0415
+
+    text = section(session.config.stash[SESSION], session.config.option.htmlpath)
+    if text:
+        prefix.append(text)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -249,3 +220,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(f"netns: {title}")
         for line in lines:
             terminalreporter.write_line(line)
+    if config.stash[SESSION].outputs.report is not None:
+        from pytest_netns.page.collector import COLLECTOR  # noqa: PLC0415
+
+        terminalreporter.write_sep("-", f"netns: {config.stash[COLLECTOR].told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import warnings
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from pytest_netns.errors import NetnsError
 from pytest_netns.kernel import clock
 from pytest_netns.settings import EgressMode, Mode, Settings
 
@@ -65,6 +67,11 @@ class Record:
         told: what the failure of the current phase tells of attempts, which then need not be told again.
         ended: the processes that it left, with the signal that ended each.
         threads: the names of the threads that it left.
+        setup: how long it took to get the leaf, in seconds.
+        failed: whether any phase of it has failed.
+        capture: the file of its packets, if there is one.
+        kept: what is to be told of that.
+        keys_from: where its own TLS keys begin in the process's file of them, in bytes.
     """
 
     test: str
@@ -75,6 +82,11 @@ class Record:
     told: str = ""
     ended: list[tuple[Process, str]] = field(default_factory=list)
     threads: list[str] = field(default_factory=list)
+    setup: float = 0.0
+    failed: bool = False
+    capture: str = ""
+    kept: str | None = None
+    keys_from: int = 0
     _charged: set[Flow] = field(default_factory=set)
 
     def flows(self, client: GatewayClient) -> list[Flow]:
@@ -113,6 +125,15 @@ class Record:
             return reason + remedy(flow.allow)
         option = f"; allow with --netns-allow={shlex.quote(flow.allow)}" if flow.allow else ""
         return f", in the worker's network{reason}{option}"
+
+    def properties(self, client: GatewayClient | None) -> list[tuple[str, object]]:
+        """Return what dashboards are told of the test, for JUnit's XML among others."""
+        known: list[tuple[str, object]] = [("netns_leaf", self.namespace.name)]
+        if client is not None:
+            with contextlib.suppress(NetnsError):
+                verdicts = Counter(flow.verdict for flow in self.flows(client))
+                known += [("netns_blocked", verdicts[BLOCKED]), ("netns_allowed", verdicts["allowed"])]
+        return [*known, ("netns_setup_seconds", round(self.setup, 6))]
 
     def endings(self) -> list[str]:
         """Return a line for each process that was left and had to be ended."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,18 +17,19 @@ import pytest
 
 from pytest_netns import early
 from pytest_netns.errors import KernelError, NetnsError, UnsupportedError
-from pytest_netns.settings import EgressMode, Mode, Settings, SettingsError
+from pytest_netns.outputs import Outputs
+from pytest_netns.settings import EgressMode, Keep, Mode, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.stay import Stay
     from pytest_netns.tally import Tally
 
-__all__ = ["FAILURE", "LOG", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "explained"]
+__all__ = ["FAILURE", "OUTPUTS", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "explained"]
 
 RUN_ID: Final = "netns_run_id"
 FAILURE: Final = "netns_failure"
-LOG: Final = "netns_log"
+OUTPUTS: Final = "netns_outputs"
 TALLY: Final = "netns_tally"
 
 _log = logging.getLogger(__name__)
@@ -89,7 +89,9 @@ class Session:
         self.stay: Stay | None = None
         self.page: str | None = None
         self.told: list[dict[str, Any]] = []
-        self.log: str | None = self._workerinput.get(LOG)
+        told = self._workerinput.get(OUTPUTS)
+        self.outputs = Outputs(**told) if told else Outputs.of(settings, str(config.invocation_params.dir))
+        self.keys: str | None = None
         self.run_id: str = self._workerinput.get(RUN_ID) or early.run_id(config)
         self._cleanup = contextlib.ExitStack()
 
@@ -117,30 +119,14 @@ class Session:
         if not self.settings.said:
             if self.settings.publish is not None and _is_root():  # so that its address is told before the first test
                 self._connect()
+            elif self.outputs.report is not None and self.role is Role.CONTROLLER:
+                with contextlib.suppress(NetnsError, OSError):  # then the tests that ask will say so
+                    self._connect()
             return
         if self.role is Role.CONTROLLER:
             self._connect()
         else:
             self._engage()
-
-    def begin_log(self) -> None:
-        """Empty the file that every attempt is written to, if this process is the one to do so.
-
-        Raises:
-            SettingsError: it cannot be written.
-        """
-        if self.settings.log is None or self.role is Role.WORKER:
-            return
-        self.log = os.path.join(str(self.config.invocation_params.dir), self.settings.log)
-        try:
-            with open(self.log, "wb"):
-                pass
-        except OSError as error:
-            remedy = "name a file that can be written"
-            if isinstance(error, FileNotFoundError):
-                remedy = f"make the directory {os.path.dirname(self.log)}, or name another"
-            text = f"--netns-egress-log: {self.settings.log!r} cannot be written: {error.strerror}; {remedy}"
-            raise SettingsError(text) from None
 
     def ready(self) -> Stay:
         """Return what it takes to isolate a test, getting it if need be.
@@ -163,6 +149,7 @@ class Session:
 
     def _connect(self) -> GatewayClient:
         from pytest_netns.gateway.client import GatewayClient, run_directory  # noqa: PLC0415
+        from pytest_netns.gateway.paths import FLOWS_NAME  # noqa: PLC0415
 
         begun = early.taken(self.config)
         try:
@@ -175,9 +162,12 @@ class Session:
                 directory.rmdir()
                 directory.parent.rmdir()
             raise
+        if self.outputs.report is not None and self.role is not Role.WORKER:
+            self.outputs.flows = str(run_directory(self.run_id) / FLOWS_NAME)
+        _log.info("connected to the gateway of run %s", self.run_id)
         self._cleanup.callback(self.client.close)
-        if self.log is not None:
-            self.client.log_to(self.log)
+        for path in self.outputs.journals:
+            self.client.log_to(path)
         if self.settings.publish is not None:
             self._publish(self.client, self.settings.publish)
         return self.client
@@ -207,17 +197,23 @@ class Session:
         name, record = self._workerinput.get("workerid", "main"), settings.egress is EgressMode.RECORD
         traveller = Traveller(host, str(self.config.invocation_params.dir))
         worker = None
+        tapped = settings.pcap is not Keep.OFF
         if returns and settings.mode is Mode.MARKED:
-            client.attach(name, record=record)
+            client.attach(name, record=record, tapped=tapped)
         else:
             opened = settings.mode is Mode.MARKED
             port, rules = settings.port, settings.allow
-            grant = client.join(name, open_egress=opened, service_port=port, rules=rules, record=record)
+            grant = client.join(name, open_egress=opened, service_port=port, rules=rules, record=record, tapped=tapped)
             worker = Namespace(grant, client)
             self._cleanup.callback(_quietly, worker.close)
             traveller.base = Place.of(grant)
             traveller.go(traveller.base)
+            _log.info("in the worker's network, leaf %s, %s", worker.name, worker.ipv4)
         privilege.disinherit()
+        if tapped and settings.tls_keys:
+            from pytest_netns.keeping import keep_keys  # noqa: PLC0415
+
+            self.keys = keep_keys(self._cleanup, self.run_id)
         shared = settings.mode is Mode.ALL
         pools = Pools()
         self._cleanup.callback(pools.remove)

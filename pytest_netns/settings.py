@@ -11,15 +11,29 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pytest_netns import values
-from pytest_netns.values import ANY_PORT, EGRESS_MODES, FORMS, SCOPES, EgressMode, Mode, Scope, SettingsError, listed
+from pytest_netns.values import (
+    ANY_PORT,
+    EGRESS_MODES,
+    FORMS,
+    KEEPS,
+    SCOPES,
+    EgressMode,
+    Keep,
+    Mode,
+    Scope,
+    SettingsError,
+    listed,
+)
 
 __all__ = [
     "ANY_PORT",
     "EGRESS_MODES",
     "FORMS",
+    "KEEPS",
     "SCOPES",
     "EgressMode",
     "ItemSettings",
+    "Keep",
     "Mark",
     "Mode",
     "Scope",
@@ -28,6 +42,7 @@ __all__ = [
 ]
 
 DEFAULT_PORT: Final = 8080
+DEFAULT_OUTPUT: Final = "test-results"
 MARKER: Final = "netns"
 OPT_OUT: Final = "no_netns"
 ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_egress", "netns_sandbox", "netns_service"})
@@ -59,6 +74,10 @@ class Settings:
         hold: whether a failed test waits in its leaf for somebody to look inside.
         publish: the host's port at which browsers find all leaves, 0 for any; None if they shall not.
         sandbox: what the boxes of ``netns_sandbox`` are like, each option with its value.
+        pcap: of which tests the packets are kept.
+        output: the directory that they are written to, as it was given.
+        tls_keys: whether the keys of TLS connections are kept with them.
+        report: the file that a report in HTML is written to, as it was given; None if none is.
     """
 
     mode: Mode = Mode.MARKED
@@ -72,14 +91,18 @@ class Settings:
     hold: bool = False
     publish: int | None = None
     sandbox: tuple[tuple[str, str], ...] = ()
+    pcap: Keep = Keep.OFF
+    output: str = DEFAULT_OUTPUT
+    tls_keys: bool = False
+    report: str | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any], ini: Mapping[str, Any]) -> Settings:
         """Make one of the command line and the configuration file, where the command line wins, and rules add up.
 
         Args:
-            options: ``mode``, ``scope``, ``port``, ``unsupported``, ``allow``, ``egress``, ``egress_log``, ``hold`` and
-                ``publish``; None where not given.
+            options: ``mode``, ``scope``, ``port``, ``unsupported``, ``allow``, ``egress``, ``egress_log``, ``hold``,
+                ``publish``, ``pcap``, ``output``, ``tls_keys`` and ``report``; None where not given.
             ini: ``netns``, ``netns_scope``, ``netns_port``, ``netns_allow``, ``netns_egress`` and ``netns_sandbox``;
                 None where not given.
 
@@ -103,6 +126,10 @@ class Settings:
             hold=options.get("hold") == "failed",
             publish=values.publish(options.get("publish"), "--netns-publish"),
             sandbox=values.assignments(ini.get("netns_sandbox") or (), "ini option netns_sandbox"),
+            pcap=Keep(options.get("pcap") or Keep.OFF.value),
+            output=options.get("output") or DEFAULT_OUTPUT,
+            tls_keys=bool(options.get("tls_keys")),
+            report=options.get("report"),
         )
 
     def for_item(self, marks: Iterable[Mark], fixtures: Iterable[str] = ()) -> ItemSettings:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pytest_netns.errors import NetnsError
 
-__all__ = ["FORMS", "EgressMode", "Mode", "Scope", "SettingsError"]
+__all__ = ["FORMS", "EgressMode", "Keep", "Mode", "Scope", "SettingsError"]
 
 ANY_PORT: Final = "any"
 _MAX_PORT: Final = 65_535
@@ -58,8 +58,17 @@ class EgressMode(enum.Enum):
     """It fails, and so does the test, even one that swallows the error."""
 
 
+class Keep(enum.Enum):
+    """Of which tests something is kept; named as pytest-playwright names it."""
+
+    OFF = "off"
+    ON = "on"
+    ON_FAILURE = "retain-on-failure"
+
+
 SCOPES: Final = tuple(scope.word for scope in Scope)
 MODES: Final = tuple(mode.value for mode in Mode)
+KEEPS: Final = tuple(keep.value for keep in Keep)
 EGRESS_MODES: Final = tuple(mode.value for mode in EgressMode)
 FORMS: Final = {
     "netns": f"one of {', '.join(MODES)}",

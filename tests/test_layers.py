@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"addressing", "errors", "hostnames", "policy", "rules"},
+    {"addressing", "errors", "hostnames", "pcapng", "policy", "rules"},
     {"kernel"},
     {"gateway"},
-    {"checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
+    {"capture", "checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
     {
         "closing",
         "detours",
@@ -22,8 +22,12 @@ LAYERS = (
         "hints",
         "hold",
         "isolation",
+        "keeping",
         "leases",
         "markers",
+        "options",
+        "outputs",
+        "page",
         "pools",
         "report",
         "scene",
@@ -33,7 +37,9 @@ LAYERS = (
         "stay",
         "strict",
         "tally",
+        "telling",
         "values",
+        "verbose",
     },
     {"__main__", "cli", "fixtures", "plugin"},
 )

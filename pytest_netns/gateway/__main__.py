@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_netns.errors import NetnsError, describe
-from pytest_netns.gateway.paths import OBSERVERS_NAME, SOCKET_NAME, short_path
+from pytest_netns.gateway.paths import (
+    FLOWS_NAME,
+    KEYS_PREFIX,
+    LOG_NAME,
+    OBSERVERS_NAME,
+    SOCKET_NAME,
+    short_path,
+)
 
 
 def _spare_pyroute2() -> None:
@@ -100,8 +107,10 @@ def main() -> None:
         asyncio.run(_run(directory, ready, starter))
     finally:
         with contextlib.suppress(OSError):
-            for name in ("lock", "gateway.log"):
+            for name in ("lock", LOG_NAME, FLOWS_NAME):
                 (directory / name).unlink(missing_ok=True)
+            for path in directory.glob(f"{KEYS_PREFIX}*"):
+                path.unlink(missing_ok=True)
             directory.rmdir()
             directory.parent.rmdir()
 

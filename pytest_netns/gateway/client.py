@@ -94,6 +94,7 @@ class GatewayClient:
         service_port: int = 8080,
         rules: Sequence[str] = (),
         record: bool = False,
+        tapped: bool = False,
     ) -> LeafGrant:
         """Become a worker with a leaf of its own.
 
@@ -103,6 +104,7 @@ class GatewayClient:
             service_port: the port of the service under test.
             rules: what the worker's leaf may reach, as ``EgressRule.parse`` takes it.
             record: whether whatever no rule allows is let through, and recorded, for the tests' leaves too.
+            tapped: whether the packets of this leaf and of the tests' leaves are kept, for ``save``.
         """
         request = {
             "worker_name": worker,
@@ -110,13 +112,15 @@ class GatewayClient:
             "rules": list(rules),
             "record": record,
             "port": service_port,
+            "tapped": tapped,
         }
         number = self._send(op="join", own_leaf=True, **request)
         return _granted(self._answer("join", number), service_port)
 
-    def attach(self, worker: str, *, record: bool = False) -> None:
-        """Become a worker that stays in the host's namespace and has tests in leaves."""
-        self._ask(op="join", worker_name=worker, open_egress=False, own_leaf=False, rules=[], record=record, port=0)
+    def attach(self, worker: str, *, record: bool = False, tapped: bool = False) -> None:
+        """Become a worker that stays in the host's namespace and has tests in leaves; see ``join``."""
+        request = {"open_egress": False, "own_leaf": False, "rules": [], "record": record, "port": 0, "tapped": tapped}
+        self._ask(op="join", worker_name=worker, **request)
 
     def order(
         self,
@@ -226,6 +230,30 @@ class GatewayClient:
     def log_to(self, path: str) -> None:
         """Have each flow of the run appended to a file as a line of JSON when it ends; OSError as open(2) has it."""
         self._ask(op="log_to", path=path)
+
+    def save(
+        self,
+        name: str,
+        test: str,
+        *,
+        since: float,
+        path: str = "",
+        directory: str = "",
+        keys: tuple[str, int] = ("", 0),
+    ) -> tuple[str, int]:
+        """Have a test's packets written to a file, and return its path, and how many they are.
+
+        Args:
+            name: the leaf.
+            test: the test's node id, which the file is labelled with.
+            since: when the test began, in seconds since the epoch.
+            path: the file; one that was returned before.
+            directory: where to make a new one, if there is no ``path``.
+            keys: a file of TLS keys, and the offset from which they are the test's.
+        """
+        request = {"leaf": name, "test": test, "since": since, "path": path, "directory": directory, "keys": keys}
+        answer = self._ask(op="save", **request)
+        return answer["path"], answer["packets"]
 
     def publish(self, name: str, port: int) -> int:
         """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""

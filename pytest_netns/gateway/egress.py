@@ -15,11 +15,11 @@ from typing import Final
 from pytest_netns import addressing, policy
 from pytest_netns.gateway import boxes, listeners, packet, sni
 from pytest_netns.gateway.dials import CUT_SHORT, Rules, Target
-from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog
+from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog, Key
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.relay import Key, Passage, Relay, goes_on, key_of, mark_for
+from pytest_netns.gateway.relay import Passage, Relay, goes_on, key_of, mark_for
 from pytest_netns.gateway.resolver import Found, LookupFailedError, Resolver
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.worker import LiveLeaf
@@ -272,7 +272,7 @@ class EgressControl:
     ) -> Entry:
         needed = leaf is not leaf.owner.own or not leaf.owner.opened
         record = _flow(leaf, flow, verdict, name=name, rule=rule, reason=reason)
-        return self._log.add(record, leaf.owner.name, needed=needed)
+        return self._log.add(record, leaf.owner.name, needed=needed, key=key_of(flow))
 
     def _refuse_tls(self, leaf: LiveLeaf, flow: Endpoints, name: str, why: str) -> None:
         self._record(leaf, flow, name, BLOCKED, reason=why)

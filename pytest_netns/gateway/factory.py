@@ -14,11 +14,13 @@ from pytest_netns.gateway import hub, recipes
 from pytest_netns.gateway.recipes import Recipe, Wiring
 from pytest_netns.kernel import mounts, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
+from pytest_netns.kernel.tap import Tap
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _TOGETHER = 8
+_TAPPERS = 32
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class Leaf:
     addresses: Addresses
     net_fd: int
     mnt_fd: int
+    tap: Tap | None = None
 
     def close(self) -> None:
-        """Drop both references; the kernel frees the namespaces with their last user."""
+        """Drop all references; the kernel frees the namespaces with their last user."""
         os.close(self.net_fd)
         os.close(self.mnt_fd)
+        if self.tap is not None:
+            self.tap.close()
 
 
 class Factory:
@@ -43,6 +48,8 @@ class Factory:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="factory")
         # Dropping the last reference to a mount namespace waits for the kernel for up to some milliseconds.
         self._undertaker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="undertaker")
+        # Starting and ending a tap waits for the kernel, too, and many may wait together.
+        self._tappers = ThreadPoolExecutor(max_workers=_TAPPERS, thread_name_prefix="tapper")
         self._dropped: list[Leaf] = []
         self._hub: hub.Hub
         self._sysfs_submounts: tuple[str, ...] = ()
@@ -61,24 +68,35 @@ class Factory:
         self._hub = hub.build()
         return self._hub
 
+    def tap(self, leaf: Leaf) -> Future[Leaf] | None:
+        """Have a leaf's packets seen soon, off everybody's path; None where they are not to be seen."""
+        return None if leaf.tap is None else self._tappers.submit(_tapped, leaf)
+
     def make(self, number: int, wiring: Wiring) -> Leaf:
-        """Make one leaf, ready for use; called in the thread."""
+        """Make one leaf, ready for use but for its tap; called in the thread."""
         addresses = addressing.leaf(number)
         syscalls.unshare(syscalls.CLONE_NEWNET)
         try:
             net_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            tap = None
             try:
                 self._furnish(addresses, wiring)
+                tap = Tap() if wiring.tapped else None
                 mnt_fd = self._copy_mounts(host_resolver=wiring.host_resolver)
             except BaseException:
                 os.close(net_fd)
+                if tap is not None:
+                    tap.close()
                 raise
         finally:  # also where there was no descriptor left: what comes next must not run in a nameless namespace
             syscalls.setns(self._hub.netns, syscalls.CLONE_NEWNET)
-        return Leaf(addresses, net_fd, mnt_fd)
+        return Leaf(addresses, net_fd, mnt_fd, tap)
 
     def drop(self, leaf: Leaf) -> None:
         """Give a leaf up, off everybody's path; several at once, which the kernel clears at the cost of one."""
+        if leaf.tap is not None:
+            self._tappers.submit(leaf.close)
+            return
         self._dropped.append(leaf)
         if len(self._dropped) == _TOGETHER:
             self.bury()
@@ -94,6 +112,7 @@ class Factory:
         self.bury()
         self._executor.shutdown(wait=True)
         self._undertaker.shutdown(wait=True)
+        self._tappers.shutdown(wait=True)
 
     def _make_templates(self, resolv_conf: str) -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)  # the host's own could not be entered again by an ordinary user
@@ -133,6 +152,12 @@ class Factory:
         mnt_fd = _open_mount_namespace()
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         return mnt_fd
+
+
+def _tapped(leaf: Leaf) -> Leaf:
+    if leaf.tap is not None:
+        leaf.tap.start()
+    return leaf
 
 
 def _close(leaves: list[Leaf]) -> None:

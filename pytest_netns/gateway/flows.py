@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, Final, TextIO
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, TypeAlias
 
 from pytest_netns import rules
+from pytest_netns.gateway.journal import Journal
 from pytest_netns.rules import RuleError
 
 BLOCKED = "blocked"
 ALLOWED = "allowed"
 OUTSIDE = "(outside of any test)"
 """What is booked on instead of a test while a worker leaf serves none."""
+
+Key: TypeAlias = tuple[str, int, str, int]
+"""What tells a flow's packets from others: source, its port, destination, its port."""
 
 _KEPT_PER_LEAF: Final = 10_000
 _ENDPOINTS: Final = 10_000
@@ -123,11 +124,27 @@ class Volume:
         self.received += size
 
 
+@dataclass(slots=True)
+class Attempts:
+    """How often a test has tried to reach something, while it lasts."""
+
+    test: str
+    time: float = field(default_factory=time.time)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self, leaf: str) -> dict[str, Any]:
+        """Return what is to be written of it at its end."""
+        known = {"time": self.time, "leaf": leaf, "test": self.test}
+        counts = {verdict: self.counts[verdict] for verdict in (BLOCKED, ALLOWED)}
+        return {**known, **counts, "duration": time.time() - self.time}
+
+
 class Entry:
     """A flow on record, and what it has carried by now."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, key: Key | None = None) -> None:
         self._flow = flow
+        self.key = key
         self._began = time.monotonic()
         self.volume = Volume()
 
@@ -159,29 +176,35 @@ class FlowLog:
         self._blocked: dict[tuple[str, str], Flow] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._needed: dict[tuple[str, str, str], Flow] = {}
-        self._file: TextIO | None = None
+        self._tests: dict[str, Attempts] = {}
+        self.journal = Journal()
 
-    def write_to(self, file: TextIO) -> None:
-        """Append each flow that ends from now on to an open file, as a line of JSON."""
-        self._close()
-        self._file = file
+    def begin(self, leaf: str, test: str) -> None:
+        """Note that a leaf serves another test from now on, and write down the one before."""
+        self.finish(leaf)
+        if self.journal and test not in {"", OUTSIDE}:
+            self._tests[leaf] = Attempts(test)
 
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):  # what it could not take before
-                file.close()
+    def finish(self, leaf: str) -> None:
+        """Write down the test that a leaf has served, if it has any."""
+        attempts = self._tests.pop(leaf, None)
+        if attempts is not None:
+            self.journal.write("test", attempts.to_dict(leaf))
 
-    def add(self, flow: Flow, owner: str, *, needed: bool = True) -> Entry:
+    def add(self, flow: Flow, owner: str, *, needed: bool = True, key: Key | None = None) -> Entry:
         """Record one attempt; of a leaf that tries without end the latest are kept, and all are counted.
 
         Args:
             flow: the attempt. One that is blocked has ended; one that is allowed goes on until ``end``.
             owner: the name of the worker whose leaf it came from.
             needed: whether the rule that it lacked, if so, was needed, as far as can be told by now.
+            key: by which its packets are known.
         """
-        entry = Entry(flow)
+        entry = Entry(flow, key)
         self._by_leaf.setdefault(flow.leaf, deque(maxlen=_KEPT_PER_LEAF)).append(entry)
+        attempts = self._tests.get(flow.leaf)
+        if attempts is not None:
+            attempts.counts[flow.verdict] += 1
         if flow.verdict == BLOCKED:
             self._count(flow, owner)
             self.end(entry)
@@ -205,14 +228,8 @@ class FlowLog:
     def end(self, entry: Entry, reason: str | None = None) -> None:
         """Note that a flow is over, and why if that was not in good order; doing so twice is harmless."""
         flow = entry.end(reason)
-        if flow is None or self._file is None:
-            return
-        try:
-            self._file.write(json.dumps(flow.to_dict()) + "\n")
-            self._file.flush()
-        except OSError as error:  # a full disk must not keep leaves from what they may reach
-            sys.stderr.write(f"no more flows are written to {self._file.name}: {error}\n")
-            self._close()
+        if flow is not None and self.journal:
+            self.journal.write("flow", flow.to_dict())
 
     def of(self, leaf: str, after: float = 0.0, since: int = 0) -> Iterator[Flow]:
         """Yield what was tried from one leaf, oldest first.
@@ -225,8 +242,18 @@ class FlowLog:
         flows = (entry.flow() for entry in self._by_leaf.get(leaf, ()))
         return itertools.islice((flow for flow in flows if flow.time >= after), since, None)
 
+    def remarks(self, leaf: str, after: float = 0.0) -> Iterator[tuple[Key, str]]:
+        """Yield what there is to say of the packets of what a leaf has tried in vain since a time, oldest first."""
+        for entry in self._by_leaf.get(leaf, ()):
+            flow = entry.flow()
+            if flow.verdict == BLOCKED and flow.time >= after and entry.key is not None:
+                why = f": {flow.reason}" if flow.reason else ""
+                remedy = f'; allow with "{flow.allow}"' if flow.allow else ""
+                yield entry.key, f"netns: blocked: {flow.endpoint}{why}{remedy}"
+
     def forget(self, leaf: str) -> None:
         """Drop the flows of a leaf that is gone; the run's counts stay."""
+        self.finish(leaf)
         self._by_leaf.pop(leaf, None)
 
     def blocked(self, owner: str | None = None) -> list[BlockedSummary]:

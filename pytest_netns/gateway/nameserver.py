@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Final, TypeAlias
 
-from pytest_netns import policy
+from pytest_netns import addressing, policy
 from pytest_netns.gateway import boxes, dns
 from pytest_netns.gateway.dns import Question
 from pytest_netns.gateway.flows import BLOCKED, Flow, FlowLog
@@ -27,6 +27,7 @@ from pytest_netns.policy import Address
 
 Answer: TypeAlias = "bytes | Coroutine[None, None, bytes] | None"
 
+_PORT: Final = 53
 _DATAGRAM: Final = 65535
 _TIMEOUT: Final = 10.0  # seconds; a client of the TCP service that says nothing is hung up on
 _CLIENTS: Final = 64  # of the TCP service, at once, from one leaf
@@ -108,21 +109,21 @@ class NameServer:
             return dns.refuse(question)
         name = normal_name(question.name)
         if name is None or not policy.may_resolve(leaf.policy, name):
-            self._record(leaf, question.name, client[1])
+            self._record(leaf, question.name, client)
             return dns.refuse(question)
-        return self._answer_allowed(leaf, question, name, client[1])
+        return self._answer_allowed(leaf, question, name, client)
 
-    def _answer_allowed(self, leaf: LiveLeaf, question: Question, name: str, port: int) -> Answer:
+    def _answer_allowed(self, leaf: LiveLeaf, question: Question, name: str, client: tuple[str, int]) -> Answer:
         if not question.is_lookup:
             return dns.decline(question)
         if question.kind in (dns.HTTPS, dns.SVCB):  # what they would tell, only the host may follow
             return dns.answer(question, (), _TTL)
         if question.kind not in (dns.A, dns.AAAA):
-            self._record(leaf, name, port, "an allowed name, but only its addresses are looked up")
+            self._record(leaf, name, client, "an allowed name, but only its addresses are looked up")
             return dns.refuse_kind(question)
-        return self._look_up(leaf, question, name, port)
+        return self._look_up(leaf, question, name, client)
 
-    async def _look_up(self, leaf: LiveLeaf, question: Question, name: str, port: int) -> bytes:
+    async def _look_up(self, leaf: LiveLeaf, question: Question, name: str, client: tuple[str, int]) -> bytes:
         try:
             found = await self._resolver.look_up(name, leaf)
         except LookupFailedError as error:
@@ -136,7 +137,7 @@ class NameServer:
         ]
         if not permitted:
             reason = f"an allowed name, but it is {found[0].address}, which takes a rule of its own"
-            self._record(leaf, name, port, reason)
+            self._record(leaf, name, client, reason)
             return dns.refuse(question, reason)
         versions = {address.version for address in permitted}
         stand_ins: tuple[Address, ...] = self._names.addresses(name, leaf.policy.rules)
@@ -144,13 +145,14 @@ class NameServer:
         self._questions.add(leaf.name, leaf.test, name, f"{_listed(permitted)}, known inside as {_listed(told)}")
         return dns.answer(question, told, _TTL)
 
-    def _record(self, leaf: LiveLeaf, name: str, port: int, reason: str | None = None) -> None:
+    def _record(self, leaf: LiveLeaf, name: str, client: tuple[str, int], reason: str | None = None) -> None:
         # A resolver asks for A and AAAA from one port: that is one attempt.
-        if self._last_refused != (leaf.name, name, port):
-            self._last_refused = (leaf.name, name, port)
-            box = boxes.box_of(leaf, "dns", port)
+        if self._last_refused != (leaf.name, name, client[1]):
+            self._last_refused = (leaf.name, name, client[1])
+            box = boxes.box_of(leaf, "dns", client[1])
             flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason, sandbox=box)
-            self._log.add(flow, leaf.owner.name)
+            key = client[0], client[1], str(addressing.GATEWAY), _PORT
+            self._log.add(flow, leaf.owner.name, key=key)
             self._questions.add(leaf.name, leaf.test, name, reason or "not on the test's allow-list", refused=True)
 
     def _accept(self) -> None:

@@ -37,6 +37,21 @@ class Endpoints:
 
 def parse(packet: bytes) -> Endpoints | None:
     """Return the packet's endpoints, or None where it is no whole IPv4 or IPv6 header."""
+    parts = _split(packet)
+    return None if parts is None else _transport(*parts)
+
+
+def payload(packet: bytes) -> bytes:
+    """Return what TCP or UDP carries in a packet; nothing where it is of another protocol, or cut short."""
+    parts = _split(packet)
+    protocol, _, _, segment = parts or (0, None, None, b"")
+    if protocol == UDP:
+        return segment[8:]
+    return segment[(segment[12] >> 4) * 4 :] if protocol == TCP and len(segment) >= 20 else b""
+
+
+def _split(packet: bytes) -> tuple[int, Address, Address, bytes] | None:
+    """Return protocol, source, destination, and what follows the IP header."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         header = (packet[0] & 0xF) * 4
@@ -44,11 +59,11 @@ def parse(packet: bytes) -> Endpoints | None:
             return None
         later_fragment = struct.unpack_from("!H", packet, 6)[0] & 0x1FFF
         source, destination = ipaddress.IPv4Address(packet[12:16]), ipaddress.IPv4Address(packet[16:20])
-        return _transport(packet[9], source, destination, b"" if later_fragment else packet[header:])
+        return packet[9], source, destination, b"" if later_fragment else packet[header:]
     if version == 6 and len(packet) >= 40:
         source6, destination6 = ipaddress.IPv6Address(packet[8:24]), ipaddress.IPv6Address(packet[24:40])
         protocol, rest = _skip_extensions(packet[6], packet[40:])
-        return _transport(protocol, source6, destination6, rest)
+        return protocol, source6, destination6, rest
     return None
 
 

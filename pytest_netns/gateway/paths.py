@@ -19,6 +19,8 @@ SOCKET_NAME: Final = "gateway.sock"
 OBSERVERS_NAME: Final = "look.sock"
 LOCK_NAME: Final = "lock"
 LOG_NAME: Final = "gateway.log"
+FLOWS_NAME: Final = "flows.jsonl"
+KEYS_PREFIX: Final = "keys-"
 _ATTEMPTS: Final = 100
 
 

@@ -79,12 +79,16 @@ SYSCTLS: Final = {
 
 @dataclass(frozen=True)
 class Wiring:
-    """What one leaf is to be connected to: its interface group and the aliases of shared loopback."""
+    """What one leaf is to be connected to: its interface group and the aliases of shared loopback.
+
+    ``tapped`` is whether its packets are kept.
+    """
 
     group: int
     peer: tuple[Address, Address]
     alias: tuple[Address, Address]
     host_resolver: bool = False
+    tapped: bool = False
 
 
 @dataclass(frozen=True)

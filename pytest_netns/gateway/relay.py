@@ -14,21 +14,19 @@ import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from pytest_netns.gateway import datagrams, icmp, listeners, packet
 from pytest_netns.gateway.datagrams import Claim
 from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, dial, socket_for
 from pytest_netns.gateway.factory import Leaf
-from pytest_netns.gateway.flows import Entry, FlowLog, Volume
+from pytest_netns.gateway.flows import Entry, FlowLog, Key, Volume
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
 from pytest_netns.gateway.pipes import Pipes
 from pytest_netns.gateway.pump import Inspect, carry, reset
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.policy import Policy
-
-Key: TypeAlias = tuple[str, int, str, int]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
-from pytest_netns.gateway import listeners, rulesets
+from pytest_netns.gateway import captures, listeners, rulesets
 from pytest_netns.gateway.browsing import Browsing
+from pytest_netns.gateway.captures import Capture, Label, Paths
 from pytest_netns.gateway.conversation import Clients, Reply, page
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
@@ -49,7 +50,8 @@ class Gateway:
         """Start with nothing; ``start`` makes the hub."""
         self._factory = Factory()
         self._numbers = addressing.Numbers()
-        self._stock = Stock(self._begin, self._give_up)
+        self._stock = Stock(self._begin, self._give_up, self._factory.tap)
+        self._paths = Paths()
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
         self._questions = Questions()
@@ -141,18 +143,26 @@ class Gateway:
         rules: list[str],
         record: bool,
         port: int,
+        tapped: bool,
     ) -> Reply:
         """Take a client on as a worker, with a leaf of its own or, as a guest of the host, without."""
         if worker.name:
             msg = f"{worker.name} has joined already"
             raise ValueError(msg)
         worker.policy = OPEN if open_egress else Policy(_parsed(tuple(rules)), everything=record)
-        worker.name, worker.opened, worker.record = worker_name, open_egress, record
+        worker.name, worker.opened, worker.record, worker.tapped = worker_name, open_egress, record, tapped
         self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
         if not own_leaf:
             return {}, ()
         wiring = worker.own_wiring()
         leaf = await self._in_hub(self._factory.make, self._numbers.take(), wiring)
+        rest = self._factory.tap(leaf)
+        if rest is not None:
+            try:
+                await asyncio.wrap_future(rest)
+            except BaseException:
+                self._give_up(leaf)
+                raise
         worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
         worker.own.port = port
         self._route_loopback(worker.own, worker.worker_alias)
@@ -194,6 +204,7 @@ class Gateway:
         live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, test)
         live.port = port
         worker.tests[live.name] = live
+        self._log.begin(live.name, test)
         self._apply(live, policy)
         self._activate(worker, live.name)
         return _granted(live)
@@ -212,7 +223,11 @@ class Gateway:
     ) -> Reply | None:
         """Let a leaf serve a test, by whose rules it goes from now on."""
         live = self._named(worker, leaf)
+        before = live.test
         live.test, live.port, live.since = test, port or live.port, time.time()
+        self._log.begin(leaf, test)
+        if live.capture is not None and before:
+            live.capture.restart()
         if not (live is worker.own and worker.opened):
             self._apply(live, Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni))
         return ({}, ()) if wait else None
@@ -275,6 +290,8 @@ class Gateway:
             self._by_key.pop(key, None)
         self._log.forget(live.name)
         self._questions.forget(live.name)
+        if live.capture is not None:
+            asyncio.get_running_loop().remove_reader(live.capture.tap)
         self._give_up(live.leaf)
         if self._burial is None:
             self._burial = asyncio.get_running_loop().call_later(_BURIAL, self._hold_burial)
@@ -321,8 +338,20 @@ class Gateway:
 
     def _log_to(self, worker: Worker, path: str) -> Reply:
         del worker
-        self._log.write_to(open(path, "a", encoding="utf-8"))  # noqa: SIM115 - it is the log's from now on
+        self._log.journal.open(path)
         return {}, ()
+
+    async def _save(
+        self, worker: Worker, leaf: str, *, test: str, since: float, path: str, directory: str, keys: tuple[str, int]
+    ) -> Reply:
+        """Write a test's packets to a file."""
+        await self._caught_up()
+        live = self._named(worker, leaf)
+        if live.capture is None:
+            raise ValueError(f"the packets of {leaf} are not kept")
+        path = path or self._paths.fresh(directory, test)
+        label = Label(leaf, test, list(self._log.remarks(leaf, since)), captures.keys_from(*keys))
+        return await captures.save(live.capture, path, since, label), ()
 
     def _publish(self, worker: Worker, leaf: str, port: int) -> Reply:
         return {"port": self._publisher.open(self._named(worker, leaf), port)}, ()
@@ -349,6 +378,9 @@ class Gateway:
 
     def _register(self, worker: Worker, name: str, leaf: Leaf, test: str = "") -> LiveLeaf:
         live = LiveLeaf(name, leaf, worker, CLOSED, test)
+        if leaf.tap is not None:
+            live.capture = Capture(leaf.tap)
+            asyncio.get_running_loop().add_reader(leaf.tap, live.capture.collect)
         self._by_key[leaf.addresses.hub_ifindex] = live
         self._by_key[live.address] = live
         return live
@@ -358,7 +390,7 @@ _READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
 _OPERATIONS: Final = (
     *("join", "lease", "release", "activate", "label", "allow"),
-    *("box", "flows", "asked", "listening", "blocked", "needed", "log_to", "publish", "unpublish"),
+    *("box", "flows", "asked", "listening", "blocked", "needed", "log_to", "save", "publish", "unpublish"),
     *("browse", "hold", "held"),
 )
 

@@ -15,6 +15,7 @@ from pytest_netns.gateway.worker import Worker
 
 _DEEPEST: Final = 8
 _AT_ONCE: Final = 2  # one in the making and one to go on with; whoever else needs the factory waits for no more
+_TAPPED_DEPTH: Final = 4  # to begin with, where the kernel takes its time
 _WINDOW: Final = 16  # leaves after which a stock that was never short of some is reduced by those
 
 
@@ -65,16 +66,30 @@ class _Shelf:
 class Stock:
     """Has leaves made: first those that somebody waits for, then those that somebody will, by turns."""
 
-    def __init__(self, make: Callable[[Wiring], Future[Leaf]], drop: Callable[[Leaf], None]) -> None:
-        """Keep nothing yet; ``make`` has the factory begin a leaf, ``drop`` gives one up."""
+    def __init__(
+        self,
+        make: Callable[[Wiring], Future[Leaf]],
+        drop: Callable[[Leaf], None],
+        finish: Callable[[Leaf], Future[Leaf] | None] = lambda _: None,
+    ) -> None:
+        """Keep nothing yet.
+
+        Args:
+            make: has the factory begin a leaf.
+            drop: gives one up.
+            finish: begins what remains to be done to one without the factory; None where that is nothing.
+        """
         self._make = make
         self._drop = drop
+        self._finish = finish
         self._shelves: dict[Worker, _Shelf] = {}
         self._begun: set[Future[Leaf]] = set()
+        self._finishing: set[Future[Leaf]] = set()
 
     def open(self, worker: Worker) -> None:
         """Have leaves ready for a worker from now on."""
-        self._shelves[worker] = _Shelf(worker.test_wiring())
+        wiring = worker.test_wiring()
+        self._shelves[worker] = _Shelf(wiring, depth=_TAPPED_DEPTH if wiring.tapped else 1)
         self._go_on()
 
     def take(self, worker: Worker) -> Leaf | asyncio.Future[Leaf]:
@@ -112,8 +127,8 @@ class Stock:
         """Keep nothing for anybody, once the factory is done."""
         for worker in list(self._shelves):
             self.close(worker)
-        while self._begun:
-            await asyncio.wait([asyncio.wrap_future(leaf) for leaf in self._begun])
+        while leaves := self._begun | self._finishing:
+            await asyncio.wait([asyncio.wrap_future(leaf) for leaf in leaves])
 
     def _go_on(self) -> None:
         while len(self._begun) < _AT_ONCE:
@@ -134,6 +149,21 @@ class Stock:
 
     def _made(self, worker: Worker, shelf: _Shelf, done: Future[Leaf]) -> None:
         self._begun.remove(done)
+        leaf = None if done.exception() else done.result()
+        rest = None if leaf is None else self._finish(leaf)
+        if rest is None:
+            self._finished(worker, shelf, done)
+            return
+        loop = asyncio.get_running_loop()
+        self._finishing.add(rest)
+        rest.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finished, worker, shelf, done, leaf))
+        self._go_on()
+
+    def _finished(self, worker: Worker, shelf: _Shelf, done: Future[Leaf], leaf: Leaf | None = None) -> None:
+        """Take in what is ready, or what kept it from that; ``leaf`` is what was made of it by then."""
+        self._finishing.discard(done)
+        if leaf is not None and done.exception():
+            self._drop(leaf)
         shelf.making -= 1
         error = done.exception()
         while shelf.waiting and shelf.waiting[0].done():  # cancelled

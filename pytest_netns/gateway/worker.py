@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pytest_netns import addressing
 from pytest_netns.addressing import Loopback
+from pytest_netns.gateway.captures import Capture
 from pytest_netns.gateway.factory import Leaf
 from pytest_netns.gateway.recipes import Address, Wiring
 from pytest_netns.policy import CLOSED, Policy
@@ -32,6 +33,7 @@ class LiveLeaf:
         since: when it began to serve the test, in seconds since the epoch.
         held: why its test, which has failed, waits for somebody to look inside; None where it does not.
         boxes: by name, the process that each box in it descends from.
+        capture: what is kept of its packets; None where nobody wants them.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LiveLeaf:
     since: float = field(default_factory=time.time)
     held: str | None = None
     boxes: dict[str, int] = field(default_factory=dict)
+    capture: Capture | None = None
 
     @functools.cached_property
     def address(self) -> str:
@@ -82,6 +85,7 @@ class Worker:
         name: what its leaves are called after.
         policy: what its own leaf may reach while that serves no test.
         record: whether what its leaves have no rule for is let through.
+        tapped: whether its leaves' packets are kept.
         opened: whether its own leaf stands in for the host's network, and has the host's resolver.
         heard: whether it is listened to; not while an answer to it takes time, and not once it has gone.
     """
@@ -93,6 +97,7 @@ class Worker:
     name: str = ""
     policy: Policy = CLOSED
     record: bool = False
+    tapped: bool = False
     opened: bool = False
     own: LiveLeaf | None = None
     tests: dict[str, LiveLeaf] = field(default_factory=dict)
@@ -113,12 +118,13 @@ class Worker:
         """Return how the worker's own leaf is wired: its loopback is continued in the current test's."""
         group, _ = addressing.groups(self.number)
         peer = _HOST if self.opened else self.test_alias
-        return Wiring(group, peer=peer, alias=self.worker_alias, host_resolver=self.opened)
+        return Wiring(group, peer=peer, alias=self.worker_alias, host_resolver=self.opened, tapped=self.tapped)
 
     def test_wiring(self) -> Wiring:
         """Return how a test's leaf is wired: its loopback is continued in the worker's, or in the host's."""
         _, group = addressing.groups(self.number)
-        return Wiring(group, peer=self.worker_alias if self.own else _HOST, alias=self.test_alias)
+        peer = self.worker_alias if self.own else _HOST
+        return Wiring(group, peer=peer, alias=self.test_alias, tapped=self.tapped)
 
     @functools.cached_property
     def worker_alias(self) -> tuple[Address, Address]:

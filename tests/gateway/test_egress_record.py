@@ -18,7 +18,21 @@ from zone import Zone
 
 from pytest_netns.errors import NetnsError
 
-KEYS = ["time", "leaf", "test", "protocol", "name", "address", "port", "verdict", "rule", "reason", "sent", "received"]
+KEYS = [
+    "kind",
+    "time",
+    "leaf",
+    "test",
+    "protocol",
+    "name",
+    "address",
+    "port",
+    "verdict",
+    "rule",
+    "reason",
+    "sent",
+    "received",
+]
 KEYS.append("duration")
 
 
@@ -28,10 +42,10 @@ def named(number: int = 0) -> str:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """Return what a log file says."""
+    """Return what a log file says of flows."""
     text = path.read_text(encoding="utf-8")
     assert not text or text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    return [record for record in map(json.loads, text.splitlines()) if record["kind"] == "flow"]
 
 
 @inside

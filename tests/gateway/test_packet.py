@@ -118,3 +118,19 @@ def test_syn(flags: int, is_syn: bool) -> None:
 def test_no_packet(data: bytes) -> None:
     """What is cut short in the header, or of another version, is none."""
     assert packet.parse(data) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "carried"),
+    [
+        (ipv4(packet.UDP, UDP + b"data"), b"data"),
+        (ipv4(packet.TCP, tcp(ACK) + b"data"), b"data"),
+        (ipv6(packet.TCP, tcp(ACK)), b""),
+        (ipv4(1, b"12345678"), b""),
+        (ipv4(packet.TCP, b"short"), b""),
+        (b"", b""),
+    ],
+)
+def test_payload(content: bytes, carried: bytes) -> None:
+    """What TCP and UDP carry begins after their headers."""
+    assert packet.payload(content) == carried

@@ -136,3 +136,31 @@ async def test_nothing_is_kept_for_who_has_gone(shop: Workshop) -> None:
     await shop.make_all()
     await shop.stock.stop()
     assert len(shop.dropped) == 1
+
+
+@run
+async def test_what_remains_to_be_done(shop: Workshop) -> None:
+    """The factory goes on meanwhile; a leaf is handed out when it is finished, and dropped if it can't be."""
+    rest: list[tuple[Leaf, Future[Leaf]]] = []
+
+    def finish(leaf: Leaf) -> Future[Leaf]:
+        future: Future[Leaf] = Future()
+        rest.append((leaf, future))
+        return future
+
+    shop.stock = Stock(shop._begin, shop.dropped.append, finish)
+    one = worker(0)
+    first, second = shop.stock.take(one), shop.stock.take(one)
+    assert isinstance(first, asyncio.Future)
+    assert isinstance(second, asyncio.Future)
+    assert len(shop.asked) == 2
+    await shop.make()
+    assert len(shop.asked) == 2
+    await shop.make()
+    assert not first.done()
+    rest[0][1].set_exception(KernelError(12, "no memory"))
+    rest[1][1].set_result(rest[1][0])
+    await asyncio.sleep(0)
+    assert isinstance(first.exception(), KernelError)
+    assert second.result() is rest[1][0]
+    assert shop.dropped == [rest[0][0]]

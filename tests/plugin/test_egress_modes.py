@@ -267,9 +267,16 @@ class TestLog:
         path = pytester.mkdir("logs") / "egress.jsonl"
         path.write_text("from the run before\n", encoding="utf-8")
         run(mode, "--netns-egress-log=logs/egress.jsonl", *workers).assert_outcomes(passed=2)
-        flows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        flows = [record for record in records if record["kind"] == "flow"]
         told = {(flow["test"].partition("::")[2], flow["verdict"], flow["rule"], flow["received"]) for flow in flows}
         assert told == {("test_1", "allowed", outside, 5), ("test_2", "blocked", None, 0)}
+        tests = {record["test"].partition("::")[2]: record for record in records if record["kind"] == "test"}
+        assert {name: (one["allowed"], one["blocked"]) for name, one in tests.items()} == {
+            "test_1": (1, 0),
+            "test_2": (0, 1),
+        }
+        assert all(one["leaf"] and 0 < one["duration"] < 60 < one["time"] for one in tests.values())
         run("--no-netns", "--collect-only", f"--netns-egress-log={path}", *workers)
         assert path.read_text(encoding="utf-8") == ""
 

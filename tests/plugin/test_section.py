@@ -72,6 +72,7 @@ def test_section(pytester: pytest.Pytester, run: Run, outside: str, workers: tup
         ]
     )
     assert f"leaf {leaf}-t4" not in result.stdout.str()
+    assert "may reach" not in result.stdout.str() + result.stderr.str()
     assert "hint" not in result.stdout.str().partition(f"leaf {leaf}-t3")[0]
 
 

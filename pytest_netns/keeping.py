@@ -1,0 +1,61 @@
+"""Keeping a test's packets: which tests', where, and with which keys. Loaded only where some are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_netns.errors import NetnsError
+from pytest_netns.gateway.captures import FILE_NAME
+from pytest_netns.gateway.paths import KEYS_PREFIX, run_directory
+
+if TYPE_CHECKING:
+    from pytest_netns.report import Record
+    from pytest_netns.session import Session
+
+__all__ = ["clear", "keep", "keep_keys", "size_of"]
+
+_VARIABLE: Final = "SSLKEYLOGFILE"
+
+
+def clear(directory: str) -> None:
+    """Remove the captures of an earlier run, and the folders that held nothing else."""
+    for path in Path(directory).glob(f"*/{FILE_NAME}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
+
+
+def keep_keys(cleanup: contextlib.ExitStack, run_id: str) -> str:
+    """Have TLS clients write down their keys until the end, and return the file: the user's own, if one is set."""
+    path = os.environ.get(_VARIABLE)
+    if path is None:
+        path = os.environ[_VARIABLE] = str(run_directory(run_id) / f"{KEYS_PREFIX}{os.getpid()}")
+        cleanup.callback(os.environ.pop, _VARIABLE, None)
+    return os.path.abspath(path)
+
+
+def size_of(path: str) -> int:
+    """Return how much a file of keys has by now."""
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size
+    return 0
+
+
+def keep(session: Session, record: Record) -> str | None:
+    """Have a test's packets written to its file, over what was written before; return the line that tells of it."""
+    client = session.client
+    if client is None:
+        return None
+    where = {"path": record.capture} if record.capture else {"directory": session.outputs.captures}
+    keys = (session.keys, record.keys_from) if session.keys is not None else ("", 0)
+    try:
+        record.capture, count = client.save(
+            record.namespace.name, record.test, since=record.started, keys=keys, **where
+        )
+    except (NetnsError, OSError) as error:
+        return f"capture: {error}"
+    path = os.path.relpath(record.capture, session.config.invocation_params.dir)
+    return f"capture: {path} ({count} packets): tshark -r {path}"
