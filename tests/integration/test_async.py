@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from runs import Suite, requires
 
 ASYNCIO = """
@@ -115,15 +116,17 @@ async def test_it(base, server, number):
 
 
 @requires("pytest-asyncio")
-def test_asyncio(suite: Suite) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_asyncio(suite: Suite, workers: tuple[str, ...]) -> None:
     """Tests and fixtures run where they belong, whichever loop runs them, and servers of both are reached."""
     suite.write(test_asyncio=ASYNCIO)
     options = ("-o", "asyncio_default_fixture_loop_scope=function", "-Werror")
-    suite.run("--netns", *options, plugins="asyncio").assert_outcomes(passed=5)
+    suite.run("--netns", *workers, *options, plugins="asyncio").assert_outcomes(passed=5)
 
 
 @requires("anyio", "trio")
-def test_anyio(suite: Suite) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_anyio(suite: Suite, workers: tuple[str, ...]) -> None:
     """So they do with anyio, on asyncio and on trio."""
     suite.write(test_anyio=ANYIO)
-    suite.run("--netns", "-Werror", plugins="anyio").assert_outcomes(passed=4)
+    suite.run("--netns", *workers, "-Werror", plugins="anyio").assert_outcomes(passed=4)
