@@ -12,6 +12,9 @@ measures one run of the many and one run of a single piece, so that start-up can
               threads. The kernel's threads serve all of the machine, so it should have nothing else to do.
     x floor   that, as a multiple of the floor's
 
+A process that waits has cold caches when it goes on, and pays for that with CPU time, the more the busier the machine
+is. How much is told by tests that nap for half a millisecond, in plain pytest; isolation includes one such wait.
+
 The floor is a C program that replays what the gateway's factory asks of the kernel, call by call, byte by byte, and
 drops it, without Python or pytest or a test that runs in it: see floor.c. Docker's figure is not measured here; it is
 what its makers and users publish for `docker run` of a small image.
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import operator
 import os
 import platform
 import shutil
@@ -51,9 +55,15 @@ import pytest
 def test_one(number):
     {body}
 """
-_BODIES: Final = {"empty": "pass", "5 ms": "time.sleep(0.005)"}
+_BODIES: Final = {"empty": "pass", "nap": "time.sleep(0.0005)", "5 ms": "time.sleep(0.005)"}
 _ADDED: Final = "--netns adds"
 _FLOOR: Final = "kernel floor, C"
+_PLAIN: Final = "plain pytest"
+_LONG: Final = f"{_ADDED}, test of 5 ms"
+_TWO: Final = f"{_ADDED}, -n 2"
+_SIXTEEN: Final = "--netns -n 16, in all"
+_START: Final = "start of plain pytest"
+_START_OFF: Final = "start with the plugin, off"
 
 
 @dataclass(frozen=True)
@@ -137,16 +147,17 @@ def _rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
     rows = [
         Row(_ADDED, bench.added),
         Row(_FLOOR, lambda: bench.floor(program, script)),
-        Row("plain pytest", bench.pytest),
-        Row(f"{_ADDED}, test of 5 ms", lambda: bench.added(body="5 ms")),
-        Row(f"{_ADDED}, -n 2", lambda: bench.added("-p", "xdist", "-n", "2")),
+        Row(_PLAIN, bench.pytest),
+        Row("a nap adds to plain pytest", lambda: bench.pytest(body="nap").less(bench.pytest().unthreaded)),
+        Row(_LONG, lambda: bench.added(body="5 ms")),
+        Row(_TWO, lambda: bench.added("-p", "xdist", "-n", "2")),
         Row(f"{_ADDED}, -n 16", lambda: bench.added("-p", "xdist", "-n", "16")),
         Row(
-            "--netns -n 16, in all",
+            _SIXTEEN,
             lambda: bench.pytest("-p", "pytest_netns.plugin", "--netns", "-p", "xdist", "-n", "16"),
         ),
-        Row("start of plain pytest", bench.started),
-        Row("start with the plugin, off", lambda: bench.started("-p", "pytest_netns.plugin")),
+        Row(_START, bench.started),
+        Row(_START_OFF, lambda: bench.started("-p", "pytest_netns.plugin")),
         Row("start with --netns", lambda: bench.started("-p", "pytest_netns.plugin", "--netns")),
     ]
     if options.forked:
@@ -183,6 +194,30 @@ def _table(found: dict[str, list[Cost]]) -> Iterator[str]:
     yield _DOCKER
 
 
+def _bounds(found: dict[str, list[Cost]]) -> Iterator[str]:
+    """Compare with what isolation is meant to stay within."""
+
+    def of(name: str, figure: Callable[[Cost], float], base: str = "") -> float | None:
+        if name not in found or (base and base not in found):
+            return None
+        values = [figure(cost) for cost in found[name]]
+        others = [figure(cost) for cost in found[base]] if base else []
+        return statistics.median(map(operator.truediv, values, others) if base else values)
+
+    start = [of(name, lambda cost: cost.cpu * 1e3) for name in (_START_OFF, _START)]
+    for what, value, bound in (
+        ("ms that an empty test takes longer", of(_ADDED, lambda cost: cost.wall * 1e3), 1.0),
+        ("CPU time of that, x floor", of(_ADDED, lambda cost: cost.cpu, _FLOOR), 1.5),
+        ("ms that a test of 5 ms takes longer", of(_LONG, lambda cost: cost.wall * 1e3), 0.3),
+        ("ms that an empty test takes longer, -n 2", of(_TWO, lambda cost: cost.wall * 1e3), 1.0),
+        ("CPU time of that, x floor, -n 2", of(_TWO, lambda cost: cost.cpu, _FLOOR), 1.5),
+        ("time a test with -n 16, x floor", of(_SIXTEEN, lambda cost: cost.wall, _FLOOR), 1 / 0.8),
+        ("ms of CPU that the plugin adds to a start, off", start[0] - start[1] if None not in start else None, 15.0),
+    ):
+        if value is not None:
+            yield f"{what:48}{value:8.2f}, at most {bound:5.2f}: {'met' if value <= bound else 'MISSED'}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,7 +235,7 @@ def main() -> None:
             for row in rows[number % len(rows) :] + rows[: number % len(rows)]:
                 found[row.name].append(row.measure())
     print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} processors")
-    print(*_table(found), sep="\n")
+    print(*_table(found), "", *_bounds(found), sep="\n")
 
 
 if __name__ == "__main__":
