@@ -1,9 +1,9 @@
-"""What isolation costs: a test under ``--netns`` against a plain one, a leaf, and shared loopback.
+"""What a leaf costs the process that asks for it, and what shared loopback costs; compare.py tells what a test costs.
 
-    python benchmarks/overhead.py [--tests 1000] [--rounds 5]
+    python benchmarks/overhead.py [--rounds 5]
 
-Plain and isolated runs take turns, so that a machine that slows down slows both. Each row gives the
-median over the rounds, and the least and greatest in brackets. Run it on a machine with nothing else to do.
+Each row gives the median over the rounds, and the least and greatest in brackets. Run it on a machine with nothing else
+to do.
 """
 
 from __future__ import annotations
@@ -13,51 +13,17 @@ import contextlib
 import os
 import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from pytest_netns.gateway.client import GatewayClient, LeafGrant, run_directory
 from pytest_netns.kernel import privilege
 from pytest_netns.kernel.position import hop_to
 
-_TEST = "import pytest\n\n@pytest.mark.parametrize('number', range({count}))\ndef test_nothing(number):\n    pass\n"
 _LEAVES = 100
 _ROUND_TRIPS = 3000
 _PAYLOAD = b"x" * 64
-
-
-def _seconds(arguments: list[str], folder: Path) -> float:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    began = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
-
-
-def _tests(count: int, rounds: int) -> dict[str, list[float]]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "test_nothing.py").write_text(_TEST.format(count=count), encoding="utf-8")
-        none = folder / "none"
-        none.mkdir()
-        (none / "test_one.py").write_text(_TEST.format(count=1), encoding="utf-8")
-        _seconds([], folder)
-        plain, isolated, start = [], [], []
-        for _ in range(rounds):
-            plain.append(_seconds(["test_nothing.py"], folder))
-            isolated.append(_seconds(["--netns", "test_nothing.py"], folder))
-            start.append(_seconds(["--netns", "none"], folder) - _seconds(["none"], folder))
-    both = list(zip(plain, isolated, strict=True))
-    return {
-        "plain, a test (ms)": [seconds / count * 1e3 for seconds in plain],
-        "--netns, a test (ms)": [seconds / count * 1e3 for seconds in isolated],
-        "added, a test (ms)": [(with_us - without) / count * 1e3 for without, with_us in both],
-        "added at start (ms)": [seconds * 1e3 for seconds in start],
-    }
 
 
 @contextlib.contextmanager
@@ -149,10 +115,8 @@ def _once(measure: Callable[[], dict[str, list[float]]]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tests", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    _once(lambda: _tests(options.tests, options.rounds))
     with _gateway() as (client, worker):
         _once(lambda: {"request of a leaf to first instruction inside (ms)": _leaves(client, worker)})
         _once(lambda: _loopback(client, worker, options.rounds))
