@@ -75,11 +75,12 @@ class Groups:
         for path in self.paths:
             _write(os.path.join(path, "cgroup.procs"), "0")
 
-    def remove(self) -> None:
-        """Remove the groups that nobody is in any more."""
+    def remove(self) -> bool:
+        """Remove the groups that nobody is in any more, and tell whether all are gone."""
         for path in self.paths:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
+        return not any(map(os.path.isdir, self.paths))
 
     def read(self, limit: str, name: str) -> str:
         """Return what a file of a group says; empty where there is none."""

