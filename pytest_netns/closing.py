@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.report import LEFT, TEARDOWN, remedy, shortened
+from pytest_netns.report import ENDING, LEFT, TEARDOWN, remedy, shortened
 from pytest_netns.settings import EgressMode
 
 if TYPE_CHECKING:
@@ -109,6 +109,6 @@ def _left_running(reports: Iterable[object]) -> list[str]:
     for one in reports:
         if isinstance(one, pytest.TestReport):
             texts = [text for title, text in one.sections if title == TEARDOWN]
-            ends = (line for text in texts for line in text.splitlines() if line.startswith(f"{LEFT}, ended"))
-            lines += [f"{one.nodeid} {line}" for line in ends]
+            ends = filter(None, (ENDING.fullmatch(line) for text in texts for line in text.splitlines()))
+            lines += [f"{end[1] or one.nodeid} {LEFT}, {end[2]}" for end in ends]
     return shortened(lines)

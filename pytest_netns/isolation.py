@@ -209,6 +209,8 @@ class Isolation:
         if stay.traveller.place is not stay.traveller.base:  # the test has not got as far as its own tear-down
             stay.go_to_base()
         leaf, self.leaf = self.leaf, None
+        if leaf is not None:
+            stay.leases.note(leaf, item)
         self.telling.end(item, failed=failed)
         if failed and (item.config.getoption("usepdb") or self.session.settings.hold):
             self.kept = leaf  # it is given back when the next test is set up
@@ -237,7 +239,6 @@ class Isolation:
         record = item.stash.get(RECORD, None)
         for leaf in leases.left(nextitem):
             leftovers = leases.release(leaf, self._foreseen(nextitem))
-            report.warn_of_threads(item, leftovers.leaf, leftovers.threads)
+            report.warn_of_threads(item, leftovers)
             if record is not None:
-                record.ended += leftovers.processes
-                record.threads += [thread.name for thread in leftovers.threads]
+                record.add(leftovers)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
@@ -36,11 +36,19 @@ _PATIENCE: Final = 0.25  # seconds for a thread that is about to end anyway
 
 
 class Leftovers(NamedTuple):
-    """What was still running in a leaf when it was released."""
+    """What was still running in a leaf when it was released.
+
+    Attributes:
+        leaf: the leaf's name.
+        threads: those that go on.
+        processes: those that were ended, each with the signal that did it.
+        starters: the tests that started them, by process id and by thread, as far as several shared the leaf.
+    """
 
     leaf: str
     threads: list[threading.Thread]
     processes: list[tuple[Process, str]]
+    starters: Mapping[int | threading.Thread, pytest.Item]
 
 
 class Leases:
@@ -79,7 +87,9 @@ class Leases:
         """Return the leaf that this test runs in, a new one unless its scope has one already."""
         spare_us()
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
-            self._own = self._own or Leaf(self._base, self._worker, Scope.SESSION, item.session)
+            self._own = self._own or Leaf(
+                self._base, self._worker, Scope.SESSION, item.session, since=processes.last_pid()
+            )
             _tell(self._worker.name, settings)
             self._label(self._worker, item, settings)
             return self._own
@@ -117,15 +127,27 @@ class Leases:
         namespace = Namespace(grant, self._client, worker=self._worker)
         return Leaf(Place.of(grant), namespace, *key, since=since)
 
+    def note(self, leaf: Leaf, item: pytest.Item) -> None:
+        """Remember, at the end of a test, that it started what is new in a leaf which others follow in."""
+        if leaf.scope is Scope.FUNCTION:
+            return
+        inode = os.fstat(leaf.place.net_fd).st_ino
+        since, leaf.seen = leaf.since if leaf.seen is None else leaf.seen, processes.last_pid()
+        started: list[int | threading.Thread] = [process.pid for process in processes.members(inode, since)]
+        for one in (*started, *threads_in(inode)):
+            leaf.starters.setdefault(one, item)
+
     def left(self, nextitem: pytest.Item | None) -> Iterator[Leaf]:
         """Yield the leaves that nothing needs any more when ``nextitem`` comes next."""
         needed = nextitem.listchain() if nextitem is not None else []
         for (scope, node), leaf in list(self._alive.items()):
             if scope is Scope.FUNCTION or (node not in needed and not leaf.tenants):
                 yield leaf
+        if self._own is not None and nextitem is None:
+            yield self._own
 
     def release(self, leaf: Leaf, following: tuple[str, ItemSettings] | None = None) -> Leftovers:
-        """Give the leaf back, and end the processes that are left in it.
+        """Give the leaf back, and end the processes that are left in it; the worker leaf is kept until the very end.
 
         Args:
             leaf: the leaf.
@@ -136,19 +158,22 @@ class Leases:
         """
         self._alive.pop((leaf.scope, leaf.node), None)
         self._pools.depart()
-        threads = self._left_threads(leaf)
+        threads = [] if leaf is self._own else self._left_threads(leaf)
         try:
-            return Leftovers(leaf.namespace.name, threads, _end_left(leaf.namespace, leaf.since))
+            ended = _end_left(leaf.namespace, leaf.since)
+            return Leftovers(leaf.namespace.name, threads, ended, leaf.starters)
         finally:
+            if leaf is not self._own:
+                self._give_back(leaf, following)
+
+    def _give_back(self, leaf: Leaf, following: tuple[str, ItemSettings] | None) -> None:
+        name = leaf.namespace.name
+        try:
             if following is not None:
                 test, settings = following
-                self._client.order(
-                    test,
-                    service_port=settings.port,
-                    rules=settings.allow,
-                    sni=settings.sni,
-                    instead_of=leaf.namespace.name,
-                )
+                port, rules, sni = settings.port, settings.allow, settings.sni
+                self._client.order(test, service_port=port, rules=rules, sni=sni, instead_of=name)
+        finally:
             leaf.namespace.close()
             _log.info("leaf %s is given back", leaf.namespace.name)
 

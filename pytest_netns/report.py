@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import warnings
 from collections import Counter
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.gateway.flows import Flow
     from pytest_netns.kernel.processes import Process
+    from pytest_netns.leases import Leftovers
     from pytest_netns.namespace import Namespace
     from pytest_netns.scene import Scene
 
 __all__ = [
     "BLOCKED",
+    "ENDING",
     "LEFT",
     "RECORD",
     "TEARDOWN",
@@ -45,6 +48,7 @@ TITLE: Final = "netns"
 TEARDOWN: Final = "netns teardown"
 LEFT: Final = "left running"
 BLOCKED: Final = "blocked"
+ENDING: Final = re.compile(rf"{LEFT}(?: by (.*?))?, (ended with SIG.*)")
 _AT_MOST: Final = 20
 
 RECORD = pytest.StashKey["Record"]()
@@ -65,8 +69,8 @@ class Record:
         started: when the leaf was given to it, in seconds since the epoch.
         scene: what is to be told of the leaf, once it is gone; None as long as it lives.
         told: what the failure of the current phase tells of attempts, which then need not be told again.
-        ended: the processes that it left, with the signal that ended each.
-        threads: the names of the threads that it left.
+        ended: the processes that were left, with the signal that ended each, and the test that had started it.
+        threads: the names of the threads that were left, each with the test that had started it.
         setup: how long it took to get the leaf, in seconds.
         failed: whether any phase of it has failed.
         capture: the file of its packets, if there is one.
@@ -80,8 +84,8 @@ class Record:
     started: float = field(default_factory=clock.realtime)
     scene: Scene | None = None
     told: str = ""
-    ended: list[tuple[Process, str]] = field(default_factory=list)
-    threads: list[str] = field(default_factory=list)
+    ended: list[tuple[Process, str, str]] = field(default_factory=list)
+    threads: list[tuple[str, str]] = field(default_factory=list)
     setup: float = 0.0
     failed: bool = False
     capture: str = ""
@@ -135,13 +139,29 @@ class Record:
                 known += [("netns_blocked", verdicts[BLOCKED]), ("netns_allowed", verdicts["allowed"])]
         return [*known, ("netns_setup_seconds", round(self.setup, 6))]
 
+    def add(self, left: Leftovers) -> None:
+        """Take note of what was left in a leaf, by this test or by others that it shared the leaf with."""
+        for process, how in left.processes:
+            self.ended.append((process, how, self._starter(left, process.pid)))
+        self.threads += [(thread.name, self._starter(left, thread)) for thread in left.threads]
+
     def endings(self) -> list[str]:
         """Return a line for each process that was left and had to be ended."""
-        return [f"{LEFT}, ended with {how}: pid {pid}: {command}" for (pid, command), how in self.ended]
+        return [
+            f"{LEFT}{self._by(test)}, ended with {how}: pid {pid}: {command}"
+            for (pid, command), how, test in self.ended
+        ]
 
     def strays(self) -> list[str]:
         """Return a line for each thread that was left, and goes on."""
-        return [f"{LEFT}: thread {name}" for name in self.threads]
+        return [f"{LEFT}{self._by(test)}: thread {name}" for name, test in self.threads]
+
+    def _starter(self, left: Leftovers, what: int | threading.Thread) -> str:
+        starter = left.starters.get(what)
+        return self.test if starter is None else starter.nodeid
+
+    def _by(self, test: str) -> str:
+        return "" if test == self.test else f" by {test}"
 
 
 def leaf_line(namespace: Namespace) -> str:
@@ -184,10 +204,17 @@ def header(settings: Settings, page: str | None = None) -> str:
     return f"netns: {', '.join(words)}"
 
 
-def warn_of_threads(item: pytest.Item, leaf: str, threads: Sequence[threading.Thread]) -> None:
-    """Warn that threads were left running, without failing a run that makes errors of warnings."""
-    if not threads:
-        return
+def warn_of_threads(item: pytest.Item, left: Leftovers) -> None:
+    """Warn of threads that were left running, by ``item`` unless another test is known to have started them."""
+    by_test: dict[pytest.Item, list[threading.Thread]] = {}
+    for thread in left.threads:
+        by_test.setdefault(left.starters.get(thread, item), []).append(thread)
+    for starter, threads in by_test.items():
+        _warn_of_threads(starter, left.leaf, threads)
+
+
+def _warn_of_threads(item: pytest.Item, leaf: str, threads: Sequence[threading.Thread]) -> None:
+    """Warn without failing a run that makes errors of warnings."""
     names = ", ".join(thread.name for thread in threads)
     text = f"{item.nodeid} left running in its network, {leaf}, which is gone now: {_count(threads)} {names}"
     path, line, _ = item.location

@@ -8,8 +8,9 @@ fixtures, packages) goes back to the base for as long as it runs, at set-up and 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -84,6 +85,8 @@ class Leaf:
         node: the part of the collection tree that it lives for.
         since: the last process id that was given out before it was made.
         tenants: how many fixtures that outlive a test have been set up in it, and not yet torn down.
+        starters: the tests that started what is running in it, by process id and by thread, where it is shared.
+        seen: the last process id that had been given out when its starters were last looked for.
     """
 
     place: Place
@@ -92,6 +95,8 @@ class Leaf:
     node: pytest.Item | pytest.Collector
     since: int | None = None
     tenants: int = 0
+    starters: dict[int | threading.Thread, pytest.Item] = field(default_factory=dict)
+    seen: int | None = None
 
 
 def leaf_node(item: pytest.Item, scope: Scope) -> pytest.Item | pytest.Collector:

@@ -199,6 +199,42 @@ class TestLeftovers:
         result = run("--netns", "-W", "ignore::pytest_netns.report.NetnsWarning", *workers)
         result.assert_outcomes(passed=3, warnings=0)
 
+    @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+    @pytest.mark.parametrize("scope", ["module", "session"])
+    def test_starters_are_named(
+        self, pytester: pytest.Pytester, run: Run, scope: str, workers: tuple[str, ...]
+    ) -> None:
+        """Where tests share a leaf, what is left is told of the test that started it, not of the last one."""
+        pytester.makepyfile(
+            test_it="""
+            import subprocess, threading, pytest
+            def sleep(number):
+                subprocess.Popen(["sh", "-c", f"setsid sleep {number} &"]).wait()
+            @pytest.fixture(scope="module")
+            def shared(): sleep(81)
+            @pytest.mark.parametrize("word", ["odd, ended with"])
+            def test_1(word):
+                sleep(82)
+                threading.Thread(target=threading.Event().wait, args=(20,), name="stray", daemon=True).start()
+            def test_2(shared): pass
+            def test_3(): sleep(83)
+            def test_4(): assert False
+            """
+        )
+        result = run("--netns", f"--netns-scope={scope}", "-W", "ignore::ResourceWarning", *workers)
+        result.assert_outcomes(passed=3, failed=1, warnings=int(scope == "module"))
+        told = [line.split(" left running, ended with SIGTERM: pid ") for line in result.outlines if "sleep 8" in line]
+        summary = {line[1].partition(": ")[2]: line[0] for line in told if len(line) == 2}
+        assert summary == {
+            "sleep 81": "test_it.py::test_2",
+            "sleep 82": "test_it.py::test_1[odd, ended with]",
+            "sleep 83": "test_it.py::test_3",
+        }
+        result.stdout.fnmatch_lines(["left running by test_it.py::test_3, ended with SIGTERM: pid *: sleep 83"])
+        if scope == "module":
+            result.stdout.fnmatch_lines(["left running by test_it.py::test_1*: thread stray"])
+            result.stdout.fnmatch_lines(["*NetnsWarning: *::test_1[[]*] left running in its network*: thread stray"])
+
     def test_multiprocessing_goes_on_working(self, pytester: pytest.Pytester, run: Run) -> None:
         """Its helper processes are nobody's leftovers, and what the fork server starts is in the right leaf."""
         pytester.makepyfile(
