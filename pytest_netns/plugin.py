@@ -93,6 +93,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Start the gateway and enter the worker leaf, as far as this process has a part in it."""
+    from pytest_netns.aftermath import Aftermath  # noqa: PLC0415
     from pytest_netns.isolation import ISOLATION, Isolation  # noqa: PLC0415
     from pytest_netns.session import SESSION, Role, Session  # noqa: PLC0415
 
@@ -127,6 +128,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.stash[ISOLATION] = Isolation(ours)
         config.pluginmanager.register(config.stash[ISOLATION], "netns-isolation")
         config.pluginmanager.register(config.stash[ISOLATION].telling, "netns-telling")
+        config.pluginmanager.register(Aftermath(config.stash[ISOLATION]), "netns-aftermath")
     if ours.settings.hold and ours.settings.mode is not Mode.OFF:
         from pytest_netns.hold import attend  # noqa: PLC0415
 

@@ -15,6 +15,7 @@ LAYERS = (
     {"gateway"},
     {"capture", "checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
     {
+        "aftermath",
         "closing",
         "detours",
         "early",

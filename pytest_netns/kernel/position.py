@@ -8,6 +8,7 @@ effective capabilities nor with its network in one place and its mounts in anoth
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -124,14 +125,16 @@ def hop(origin: tuple[int, int], goal: tuple[int, int]) -> bool:
         goal: of those that it shall be in.
 
     Returns:
-        Whether the working directory is there, too; the thread is in ``/`` where it is not.
+        Whether the working directory is there, too; the thread is in ``/`` where it is not, or was removed before.
 
     Raises:
         KernelError: the kernel refused; the thread is where it was.
     """
-    cwd = _cwd()
+    cwd, known = "/", False
+    with contextlib.suppress(OSError):
+        cwd, known = _getcwd(), True
     try:
-        return _move(*goal, cwd)
+        return _move(*goal, cwd) and known
     except KernelError:
         _move(*origin, cwd)
         raise

@@ -1,0 +1,215 @@
+"""Tests that do their worst to their process and their network: the next one is sound, and the culprit is named."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from runs import ROOT, Suite, requires
+
+SOUND = '''
+import contextlib, ctypes, errno, os, socket, subprocess, sys
+
+SEEN, HOME = set(), os.getcwd()
+LIBC = ctypes.CDLL(None, use_errno=True)
+ROOT = os.geteuid() == 0
+
+def call(name, *arguments):
+    """Make a call of the C library, which has to succeed."""
+    assert getattr(LIBC, name)(*arguments) == 0, os.strerror(ctypes.get_errno())
+
+def error_of(function, *arguments):
+    """Return the error that a call ends with."""
+    try:
+        function(*arguments)
+    except OSError as error:
+        return error.errno
+    return None
+
+def check():
+    """Check all that a test may count on: a network of its own that leads nowhere, names, files and processes."""
+    place = os.environ["PYTEST_NETNS"], os.stat("/proc/thread-self/ns/mnt").st_ino
+    assert place not in SEEN
+    SEEN.add(place)
+    assert sorted(name for _, name in socket.if_nameindex()) == ["eth0", "lo"]
+    with socket.create_server(("127.0.0.1", 8080)) as server, socket.create_connection(("127.0.0.1", 8080)):
+        server.accept()[0].close()
+    assert error_of(socket.create_connection, ("203.0.113.1", 80), 5) == errno.EHOSTUNREACH
+    assert error_of(socket.getaddrinfo, "example.com", 80) == socket.EAI_NONAME
+    with open("/etc/resolv.conf") as file:
+        assert "198.18.0.1" in file.read()
+    assert subprocess.run(["true"]).returncode == 0
+    assert os.getcwd() == HOME
+'''
+
+TESTS = '''
+import errno, os, resource, signal, socket, subprocess, sys, tempfile, threading, time
+import pytest
+from sound import LIBC, ROOT, call, check
+
+KEPT = socket.socket, time.time, time.monotonic, time.sleep
+
+def test_0(): check()
+
+def test_1_removes_its_directory():
+    os.chdir(tempfile.mkdtemp())
+    os.rmdir(os.getcwd())
+
+def test_1(): check()
+
+def test_2_changes_the_process():
+    os.umask(0o777)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ.clear()
+
+def test_2():
+    os.umask(0o022)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ["PATH"] = "/usr/bin:/bin"
+    check()
+
+def test_3_moves_away():
+    if ROOT:
+        home = os.open(f"/proc/{os.getppid()}/ns/net", os.O_RDONLY)
+        call("setns", home, 0x40000000)
+        call("unshare", 0x40000000 | 0x20000)
+
+def test_3(): check()
+
+@pytest.mark.skipif(not ROOT, reason="has none to drop")
+def test_4_drops_capabilities(tmp_path):
+    """In a thread, as a root process without any is a process without a way back."""
+    def drop():
+        header = (CU32 * 2)(0x20080522, 0)
+        call("capset", header, (CU32 * 6)())
+    import ctypes
+    CU32 = ctypes.c_uint32
+    thread = threading.Thread(target=drop)
+    thread.start()
+    thread.join()
+
+def test_4(): check()
+
+def test_5_may_open_nothing():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+def test_5(): check()
+
+def broken(*_, **__):
+    raise RuntimeError("broken")
+
+def test_6_replaces_functions(monkeypatch):
+    for module, name in ((os, "close"), (os, "open"), (socket, "socket"), (time, "time"), (time, "monotonic")):
+        monkeypatch.setattr(module, name, broken)
+
+def test_6(): check()
+
+def test_6_replaces_functions_for_good():
+    socket.socket = time.time = time.monotonic = time.sleep = broken
+
+def test_6_for_good():
+    socket.socket, time.time, time.monotonic, time.sleep = KEPT
+    check()
+
+def test_7_leaves_threads():
+    for number in range(3):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True, name=f"left-{number}").start()
+
+def test_7(): check()
+
+DAEMONS = """
+import os, signal, time
+for number in range(500):
+    if os.fork() == 0:
+        os.setsid()
+        if number % 3 == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if number % 3 == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(600)
+"""
+
+def test_8_leaves_daemons():
+    subprocess.run([sys.executable, "-S", "-c", DAEMONS], check=True)
+
+def test_8(): check()
+
+def test_9_goes_on_twice():
+    os.fork()
+
+def test_9(): check()
+
+def test_a_covers_proc():
+    if ROOT:
+        call("mount", b"none", b"/proc", b"tmpfs", 0, None)
+
+def test_a(): check()
+
+def test_b_breaks_its_network():
+    if ROOT:
+        for command in ("addr add 198.18.0.1/32 dev lo", "link set eth0 address 02:00:00:00:00:01", "link del eth0"):
+            subprocess.run(["ip", *command.split()], check=True)
+
+def test_b(): check()
+'''
+
+
+def test_the_next_is_sound(suite: Suite) -> None:
+    """Whatever a test did, the next has a network of its own, and what outlived the test is named with it."""
+    suite.write(sound=SOUND, test_hostile=TESTS)
+    result = suite.run("--netns", "-W", "ignore::DeprecationWarning", timeout=90)
+    count = {"passed": 25} if ROOT else {"passed": 24, "skipped": 1}
+    assert {key: value for key, value in result.parseoutcomes().items() if key != "warnings"} == count
+    text = result.stdout.str()
+    assert text.count(" passed") == 1
+    assert re.search(r"test_7_leaves_threads left running in its network, main-t\d+, .*left-0, left-1, left-2", text)
+    assert "test_hostile.py::test_8_leaves_daemons left running, ended with SIGKILL: " in text
+    assert "... and 481 more" in text
+
+
+def test_who_goes_on_twice_is_named(suite: Suite) -> None:
+    """A process that a test forked and let go on ends with the test, and runs no other one."""
+    suite.write(
+        test_twice="""
+import os
+from tools import note
+def test_1():
+    os.fork()
+def test_2():
+    note("ran")
+"""
+    )
+    result = suite.run("--netns", "-W", "ignore::DeprecationWarning")
+    assert result.parseoutcomes()["passed"] == 2
+    result.stdout.fnmatch_lines(["test_twice.py::test_1 left running, ended with SIG*: pid *: *pytest*"])
+    assert result.stdout.str().count(" passed") == 1
+    assert suite.notes() == ["ran"]
+
+
+@requires("pytest-xdist")
+def test_who_closes_everything_is_named(suite: Suite) -> None:
+    """A test that closes all descriptors takes its worker along; another goes on, with a sound next test."""
+    suite.write(
+        sound=SOUND,
+        test_close="""
+import os
+from sound import check
+def test_1(): check()
+def test_2(): os.closerange(3, 4096)
+def test_3(): check()
+""",
+    )
+    result = suite.run("--netns", "-n1", timeout=60)
+    outcomes = result.parseoutcomes()
+    assert (outcomes["passed"], outcomes["failed"]) == (2, 1)
+    result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running 'test_close.py::test_2'*"])
+
+
+@pytest.mark.parametrize("scope", ["module", "session"])
+def test_broader_scopes(suite: Suite, scope: str) -> None:
+    """Where tests share a network, a forked pytest still does not go on."""
+    suite.write(test_twice="import os\ndef test_1():\n    os.fork()\ndef test_2(): pass")
+    result = suite.run("--netns", f"--netns-scope={scope}", "-W", "ignore::DeprecationWarning")
+    assert result.parseoutcomes()["passed"] == 2
+    assert result.stdout.str().count(" passed") == 1
