@@ -112,9 +112,10 @@ def chromium(tmp_path: Path) -> Iterator[list[str]]:
 
 
 @requires("pytest-xdist")
-def test_in_a_browser(suite: Suite, chromium: list[str]) -> None:
+def test_in_a_browser(suite: Suite, chromium: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers at one port of parallel tests are all seen at once, by name, WebSockets included, and in the index."""
     suite.write(website=SITE, test_site=TESTS)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # the header is wanted while the tests run
     process = suite.start("--netns", "--netns-publish", "-n2", "-s")
     assert process.stdout is not None
     found = None
@@ -140,7 +141,7 @@ def read_index(chromium: list[str], port: int) -> str:
     """Return the index as the browser has it, once both tests have their leaves."""
     url = f"http://127.0.0.1:{port}/"
     deadline = time.monotonic() + 30
-    while not all(leaf in urllib.request.urlopen(url).read() for leaf in (b"gw0-t1", b"gw1-t1")):
+    while not all(leaf in urllib.request.urlopen(url, timeout=10).read() for leaf in (b"gw0-t1", b"gw1-t1")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     command = [*chromium, "--dump-dom", f"http://localhost:{port}/"]
