@@ -189,6 +189,9 @@ class Command:
         if not told:
             return
         self._init = json.loads(self._told)["child-pid"]
+        if self._ended:
+            self.kill()
+            return
         self._setting.rlimits.put_on(self._init)
         self._account = Account(self._init)
         with contextlib.suppress(OSError):  # freeing it takes time, which is better spent when nobody waits
@@ -205,10 +208,13 @@ class Command:
             os.kill(command or self._outer, number)
 
     def kill(self, exceeded: str | None = None) -> None:
-        """End everything: with its init, the kernel ends a PID namespace."""
+        """End everything: with its init, the kernel ends a PID namespace.
+
+        As long as it is not known who that will be, bubblewrap is let go on to where it waits for us.
+        """
         self._exceeded = self._exceeded or exceeded
         self._ended = True
-        for pid in (self._init, self._outer):
+        for pid in (self._init, self._outer) if self._info < 0 else ():
             if pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

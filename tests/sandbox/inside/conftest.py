@@ -1,4 +1,4 @@
-"""What the attacks in this folder are made with. They are run by ``test_red_team``, each file as a suite of its own."""
+"""What the tests in this folder are made with; ``battles`` runs them, each file as a suite of its own."""
 
 from __future__ import annotations
 

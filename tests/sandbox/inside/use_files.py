@@ -1,0 +1,205 @@
+"""Files in a box: what is shown, what is kept apart, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_netns import SandboxError
+
+
+@pytest.fixture
+def tree(work: Path) -> Path:
+    """Return the working directory, with more in it."""
+    (work / "folder").mkdir()
+    (work / "folder" / "inner").write_text("one\ntwo\nthree\n")
+    (work / "binary").write_bytes(b"\0\1")
+    (work / "link").symlink_to("file")
+    return work
+
+
+def changed(done: Any) -> list[str]:
+    """Return what a command has changed, as text."""
+    return [str(change) for change in done.changes]
+
+
+def test_changes(tree: Path, box: Any) -> None:
+    """Files that a command makes, changes and deletes are told, and the real ones stay."""
+    script = (
+        "echo new > new; echo four >> folder/inner; rm file; mkdir made; chmod 700 folder; printf '\\0\\2' > binary"
+    )
+    done = box.run(script, shell=True)
+    assert changed(done) == [
+        "modified binary",
+        "deleted file",
+        "modified folder",
+        "modified folder/inner",
+        "created made",
+        "created new",
+    ]
+    assert sorted(os.listdir(tree)) == ["binary", "file", "folder", "link"]
+    assert "+four\n" in done.diff()
+    assert "--- a/file\n+++ /dev/null\n@@ -1 +0,0 @@\n-before\n" in done.diff()
+    assert "Binary files a/binary and b/binary differ\n" in done.diff()
+
+
+def test_nothing_changed(tree: Path, box: Any) -> None:
+    """A file that is touched, opened for writing or put back as it was has not changed."""
+    done = box.run("touch file; cp folder/inner x; cat x > folder/inner; rm x; mv binary b; mv b binary", shell=True)
+    assert done.changes == []
+
+
+def test_changes_of_each(tree: Path, box: Any) -> None:
+    """Each command's changes are its own; the box's are those of all."""
+    assert changed(box.run("echo 1 > a", shell=True)) == ["created a"]
+    assert changed(box.run("echo 2 > b", shell=True)) == ["created b"]
+    second = box.run("echo 3 >> a; rm b", shell=True)
+    assert changed(second) == ["modified a", "deleted b"]
+    assert "@@ -1 +1,2 @@\n 1\n+3\n" in second.diff()
+    assert changed(box) == ["created a"]
+
+
+def test_directory_is_replaced(tree: Path, box: Any) -> None:
+    """What was in a directory that was deleted is gone, also if there is a new one of that name."""
+    done = box.run("rm -r folder; mkdir folder; echo x > folder/other", shell=True)
+    assert changed(done) == ["deleted folder/inner", "created folder/other"]
+    assert changed(box.run(["rm", "-r", "folder"])) == ["deleted folder", "deleted folder/other"]
+    assert changed(box) == ["deleted folder", "deleted folder/inner"]
+
+
+def test_git_takes_the_diff(tree: Path, box: Any) -> None:
+    """The diff is one that git applies."""
+    (tree / "binary").unlink()
+    box.run(
+        "echo new > 'new file'; echo four >> folder/inner; rm file; chmod +x folder/inner; printf x > tail", shell=True
+    )
+    other = tree.parent / "other"
+    subprocess.run(["cp", "-r", tree, other], check=True)
+    subprocess.run(["git", "apply", "--unsafe-paths", "-"], input=box.diff(), text=True, check=True, cwd=other)
+    box.apply()
+    assert subprocess.run(["diff", "-r", "--no-dereference", tree, other], check=False).returncode == 0
+
+
+def test_apply(tree: Path, box: Any) -> None:
+    """Changes are made in the real directory, with modes and links, and the box goes on from there."""
+    box.run("rm -r folder; echo new > new; chmod 750 new; ln -s new to-new; echo x >> file; touch ~/kept", shell=True)
+    assert len(box.apply()) == 5
+    assert sorted(os.listdir(tree)) == ["binary", "file", "link", "new", "to-new"]
+    assert (tree / "new").stat().st_mode & 0o777 == 0o750
+    assert (tree / "new").stat().st_uid == os.getuid()
+    assert os.readlink(tree / "to-new") == "new"
+    assert (tree / "file").read_text() == "before\nx\n"
+    assert box.changes == []
+    assert box.run("ls ~ && cat new", shell=True, capture_output=True, text=True).stdout == "kept\nnew\n"
+
+
+def test_apply_some(tree: Path, box: Any) -> None:
+    """Changes can be chosen; the others are thrown away."""
+    box.run("echo 1 > wanted; echo 2 > unwanted; echo x > folder/new", shell=True)
+    assert [str(change) for change in box.apply("wanted", "folder")] == ["created folder/new", "created wanted"]
+    assert not (tree / "unwanted").exists()
+    assert box.changes == []
+
+
+def test_discard(tree: Path, box: Any) -> None:
+    """Changes can be thrown away."""
+    box.run("rm -rf file folder; echo 1 > new", shell=True)
+    box.discard()
+    assert box.changes == []
+    assert box.run(["cat", "file"], capture_output=True, text=True).stdout == "before\n"
+
+
+def test_apply_waits(tree: Path, box: Any) -> None:
+    """Nothing is applied under the feet of a command."""
+    process = box.popen(["sleep", "60"])
+    with pytest.raises(SandboxError, match=r"apply\(\) has to wait for what runs"):
+        box.apply()
+    process.close()
+    assert box.apply() == []
+
+
+def test_real_directory(netns: Any, tree: Path) -> None:
+    """Without an overlay the directory itself is written to, and files belong to who runs the tests."""
+    with netns.sandbox(workdir=tree, overlay=False) as box:
+        assert box.run("echo new > new; rm file", shell=True).returncode == 0
+        assert (tree / "new").read_text() == "new\n"
+        assert (tree / "new").stat().st_uid == os.getuid()
+        assert not (tree / "file").exists()
+        with pytest.raises(SandboxError, match="needs an overlay"):
+            box.apply()
+
+
+def test_paths(netns: Any, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is asked to be shown, written to, hidden or empty is so."""
+    shown, real, empty = (tmp_path_factory.mktemp(name) for name in ("shown", "real", "empty"))
+    (shown / "file").write_text("shown\n")
+    (empty / "file").write_text("covered\n")
+    options = {"readonly": shown, "writable": [real], "tmpfs": [empty], "hide": [tree / "folder", tree / "file"]}
+    with netns.sandbox(workdir=tree, **options) as box:
+        script = f"cat {shown}/file; echo x > {shown}/x; echo x > {real}/x; ls {empty}; echo y > {empty}/y; "
+        script += "ls folder; cat file; echo z > file"
+        done = box.run(script, shell=True, capture_output=True, text=True)
+    assert done.stdout == "shown\n"
+    assert done.stderr.count("Read-only file system") == 2
+    assert (real / "x").read_text() == "x\n"
+    assert sorted(os.listdir(empty)) == ["file"]
+    assert done.changes == []
+
+
+def test_home_lasts(box: Any) -> None:
+    """Home and /tmp are empty at first, can be written to, and last from command to command."""
+    assert (
+        box.run("ls -A ~ /var/tmp /run; echo 1 > ~/x; echo 2 > /tmp/y", shell=True, capture_output=True).returncode == 0
+    )
+    assert box.run("cat ~/x /tmp/y", shell=True, capture_output=True, text=True).stdout == "1\n2\n"
+
+
+def test_no_directory(netns: Any) -> None:
+    """Without a working directory commands start in the empty home."""
+    with netns.sandbox() as box:
+        assert box.run(["pwd"], capture_output=True, text=True).stdout == f"{box.home}\n"
+        assert box.run("echo x > x", shell=True).changes == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "lots"}, "memory='lots' is no size"),
+        ({"pids": 0}, "pids=0 is no count"),
+        ({"timeout": -1}, "timeout=-1 is no amount"),
+        ({"disk": None}, "has to have a limit"),
+        ({"limits": "lax"}, "limits='lax' is neither"),
+        ({"colour": "red"}, "a box has no option colour; known are overlay,"),
+        ({"workdir": "/nonexistent"}, "is no directory; create it first"),
+        ({"readonly": "/nonexistent"}, "'/nonexistent' cannot be shown to the box: No such file"),
+    ],
+)
+def test_wrong_options(netns: Any, options: dict[str, Any], message: str) -> None:
+    """An option that means nothing is an error that tells what does."""
+    with pytest.raises(SandboxError, match=message):
+        netns.sandbox(**options)
+
+
+def test_what_cannot_be_enforced(netns: Any) -> None:
+    """A limit that nothing holds here is an error, unless the best effort is enough."""
+    with netns.sandbox(cpu=0.5, limits="best-effort") as box:
+        mechanism = box.limits["cpu"]
+    if mechanism == "affinity, rounded up":
+        with pytest.raises(SandboxError, match=r"cpu=0\.5 cannot be enforced here.*limits='best-effort'"):
+            netns.sandbox(cpu=0.5)
+    else:
+        with netns.sandbox(cpu=0.5) as box:
+            assert box.limits["cpu"].startswith("cgroup")
+
+
+def test_usage(box: Any) -> None:
+    """What a command has used is told."""
+    done = box.run("i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done; head -c 300000 /dev/zero > big", shell=True)
+    assert 0.01 < done.usage.cpu_time <= 4 * done.usage.duration
+    assert 300_000 <= done.usage.written < 1_000_000
+    assert 100_000 < done.usage.memory < 100 << 20
+    assert done.usage.sent == done.usage.received == 0

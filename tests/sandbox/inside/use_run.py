@@ -1,0 +1,214 @@
+"""Commands in a box: what subprocess has taught everybody to expect."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boxes import PYTHON
+
+from pytest_netns import NamespaceClosedError, SandboxError
+
+
+def test_run(box: Any, work: Path) -> None:
+    """A command's status, output and errors come back; the working directory is its own."""
+    done = box.run("pwd; echo oops >&2; exit 3", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, f"{work}\n", "oops\n")
+    assert done.exceeded is None
+    with pytest.raises(subprocess.CalledProcessError):
+        box.run(["false"], check=True)
+
+
+def test_streams(box: Any, tmp_path: Path) -> None:
+    """Input is fed, files are written to, and both outputs can be one."""
+    assert box.run(["cat"], input="grüße\n", capture_output=True, text=True).stdout == "grüße\n"
+    assert box.run(["cat"], input=b"x" * 3_000_000, capture_output=True).stdout == b"x" * 3_000_000
+    assert box.run(["cat"], capture_output=True).stdout == b""  # no input is an empty one
+    done = box.run("echo a; echo b >&2", shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.stdout == b"a\nb\n"
+    (tmp_path / "in").write_text("from a file")
+    with (tmp_path / "in").open() as source, (tmp_path / "out").open("w") as sink:
+        box.run(["cat"], stdin=source, stdout=sink)
+    assert (tmp_path / "out").read_text() == "from a file"
+
+
+def test_inherited_output(box: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Output goes where the test's own goes, unless it is caught."""
+    box.run("echo to stdout; echo to stderr >&2", shell=True)
+    assert capfd.readouterr() == ("to stdout\n", "to stderr\n")
+
+
+def test_output_as_it_comes(box: Any) -> None:
+    """Each piece of output is told of when it comes, not at the end."""
+    came: list[tuple[float, str]] = []
+    began = time.monotonic()
+    box.run(
+        "echo first; sleep 0.5; echo second",
+        shell=True,
+        text=True,
+        on_output=lambda text: came.append((time.monotonic() - began, text)),
+    )
+    assert "".join(text for _, text in came) == "first\nsecond\n"
+    assert came[-1][0] - came[0][0] > 0.3
+
+
+def test_timeout(box: Any) -> None:
+    """A timeout of the call's is an error, as subprocess has it, with what was written by then."""
+    with pytest.raises(subprocess.TimeoutExpired) as caught:
+        box.run("echo early; sleep 60", shell=True, capture_output=True, text=True, timeout=0.5)
+    assert caught.value.timeout == 0.5
+    assert caught.value.output == "early\n"
+    assert box.run(["true"]).returncode == 0
+
+
+def test_environment(netns: Any, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    """What is passed on is what was said, for the box and for the command."""
+    monkeypatch.setenv("API_KEY", "secret")
+    with netns.sandbox(workdir=work, env={"ONE": "1", "TWO": "2"}) as box:
+        done = box.run(["env"], env={"TWO": "zwei", "THREE": "3"}, capture_output=True, text=True)
+    lines = set(done.stdout.splitlines())
+    assert {"ONE=1", "TWO=zwei", "THREE=3", "TMPDIR=/tmp", f"PYTEST_NETNS={netns.name}", f"HOME={box.home}"} <= lines
+    assert "secret" not in done.stdout
+
+
+def test_missing_program(box: Any) -> None:
+    """A program that is not there is an error, as subprocess has it."""
+    with pytest.raises(FileNotFoundError, match="no such program in the box: 'nope'"):
+        box.run(["nope"], capture_output=True)
+
+
+def test_directory(box: Any, work: Path) -> None:
+    """A command starts where it was told to, below the working directory or anywhere."""
+    assert box.run(["mkdir", "inner"]).returncode == 0
+    assert box.run(["pwd"], cwd="inner", capture_output=True, text=True).stdout == f"{work}/inner\n"
+    assert box.run(["pwd"], cwd="/usr", capture_output=True, text=True).stdout == "/usr\n"
+
+
+def test_popen(box: Any) -> None:
+    """A running command can be talked to, waited for, and told to end; it gets the signal itself."""
+    program = "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(7))\nprint('up', flush=True)\n"
+    program += "print(input()[::-1], flush=True)\nsignal.pause()"
+    with box.popen([PYTHON, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        assert process.poll() is None
+        process.stdin.write("live\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "evil\n"
+        process.terminate()
+        assert process.wait(5) == 7
+    assert process.done.usage.processes >= 1
+
+
+def test_communicate_again(box: Any) -> None:
+    """After a timeout communicate() goes on where it was, and nothing is lost."""
+    process = box.popen("echo one; sleep 0.6; echo two", shell=True, stdout=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.2)
+    assert process.communicate(timeout=10) == ("one\ntwo\n", None)
+
+
+def test_signal_is_told(box: Any) -> None:
+    """A command that a signal ended has the status that shells give it."""
+    assert box.run("kill -TERM $$", shell=True).returncode == 128 + signal.SIGTERM
+
+
+def test_zombies_are_reaped(box: Any) -> None:
+    """Orphans that end are reaped by the box's init."""
+    done = box.run(
+        "(sleep 0.1 & ) ; sleep 0.5; ps -eo stat 2>/dev/null || cat /proc/[0-9]*/stat",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert " Z " not in done.stdout
+    assert not [line for line in done.stdout.splitlines() if line.startswith("Z")]
+
+
+def test_async(box: Any) -> None:
+    """The same from a coroutine, while others go on."""
+
+    async def scenario() -> tuple[Any, Any, int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        first, second = await asyncio.gather(
+            box.run_async("sleep 0.3; cat", shell=True, input="in", capture_output=True, text=True),
+            box.run_async("sleep 0.3; exit 4", shell=True),
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            await box.run_async(["sleep", "60"], timeout=0.2)
+        process = await box.popen_async(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdin.write(b"line\n")
+        assert await process.stdout.readline() == b"line\n"
+        process.kill()
+        assert await process.wait() == -9
+        process.close()
+        ticking.cancel()
+        return first, second, ticks
+
+    first, second, ticks = asyncio.run(scenario())
+    assert (first.stdout, second.returncode) == ("in", 4)
+    assert ticks > 10
+
+
+def test_async_output_limit(netns: Any, work: Path) -> None:
+    """Output is limited for coroutines, too."""
+    with netns.sandbox(workdir=work, output="1M") as box:
+        done = asyncio.run(box.run_async("head -c 10G /dev/zero", shell=True, capture_output=True))
+    assert done.exceeded == "output"
+    assert len(done.stdout) == 1 << 20
+
+
+def test_shell(box: Any) -> None:
+    """A session keeps its directory and its variables, and tells of each command what came of it."""
+    pieces: list[str] = []
+    with box.shell() as shell:
+        assert shell.run("cd /usr && x=5 && greet() { echo hi $1; }").returncode == 0
+        assert shell.run("pwd; greet $x").stdout == "/usr\nhi 5\n"
+        failed = shell.run("echo out; echo err >&2; (exit 9)")
+        assert (failed.returncode, failed.stdout, failed.stderr) == (9, "out\n", "err\n")
+        assert shell.run("printf no-newline").stdout == "no-newline"
+        assert shell.run("echo 'unfinished").returncode != 0
+        assert shell.run("cat").stdout == ""  # no command eats the next one
+        shell.run("echo now; sleep 0.1; echo then", on_output=pieces.append)
+        assert "".join(pieces) == "now\nthen\n"
+        assert len(pieces) >= 2
+        assert shell.run("exit 3").returncode == 3
+        with pytest.raises(SandboxError, match="session is over, with status 3"):
+            shell.run("true")
+
+
+def test_shell_timeout(box: Any) -> None:
+    """A command of a session that hangs ends the session."""
+    shell = box.shell()
+    with pytest.raises(subprocess.TimeoutExpired):
+        shell.run("sleep 60", timeout=0.3)
+    with pytest.raises(SandboxError, match="session is over"):
+        shell.run("true")
+
+
+def test_closed(netns: Any, work: Path) -> None:
+    """A box that is closed is of no use, and says so; closing it twice is harmless."""
+    box = netns.sandbox(workdir=work)
+    box.close()
+    box.close()
+    with pytest.raises(NamespaceClosedError, match="is closed; make a new one"):
+        box.run(["true"])
+
+
+def test_fixture(netns_sandbox: Any, tmp_path: Path) -> None:
+    """The ready box has the test's directory, and what the configuration file says."""
+    assert netns_sandbox.workdir == str(tmp_path)
+    assert netns_sandbox.run(["uname", "-n"], capture_output=True, text=True).stdout == "configured\n"
+    assert set(netns_sandbox.limits) >= {"memory", "pids", "disk"}
