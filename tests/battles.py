@@ -16,7 +16,7 @@ INSIDE = Path(__file__).parent / "sandbox" / "inside"
 SECRETS = (".ssh/id_rsa", ".aws/credentials", ".netrc", ".git-credentials", ".config/gh/hosts.yml", ".bashrc")
 
 
-def tests(pattern: str) -> Iterator[tuple[str, str]]:
+def listed(pattern: str) -> Iterator[tuple[str, str]]:
     """Yield the tests in files of this pattern: each with its file and its name."""
     for path in sorted(INSIDE.glob(pattern)):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 
 import pytest
-from battles import INSIDE, Battle, tests
+from battles import INSIDE, Battle, listed
 from boxes import members
 
 from pytest_netns.sandbox import cgroups
 
-ATTACKS = list(tests("attack_*.py"))
+ATTACKS = list(listed("attack_*.py"))
 
 
 @pytest.mark.parametrize(("file", "name"), ATTACKS)

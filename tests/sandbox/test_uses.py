@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from battles import Battle, tests
+from battles import Battle, listed
 
 
-@pytest.mark.parametrize(("file", "name"), list(tests("use_*.py")))
+@pytest.mark.parametrize(("file", "name"), list(listed("use_*.py")))
 def test_use(battle: Battle, file: str, name: str) -> None:
     """A use is served, as its own assertions have it."""
     for outcome, text in battle.outcomes(file).get(name, [("error", "it did not run")]):
