@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from pytest_netns.kernel import syscalls
 from pytest_netns.sandbox import bubblewrap, meter, wire
 from pytest_netns.sandbox.limits import Rlimits
 from pytest_netns.sandbox.meter import Account, Meter
@@ -29,6 +28,7 @@ _HIGH: Final = 64  # descriptors are moved up here, so that none is in the way o
 _INFO, _BLOCK, _FILTER, _ARGUMENTS = 3, 4, 5, 6
 _OOM_FIRST: Final = "1000"  # whom the kernel ends first when the whole machine lacks memory
 _STDIN: Final = 0
+_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Setting:
         meter: what tells of the box's use.
         memory: bytes of memory that have to be watched, since no control group holds them; None if need not be.
         disk: a directory on the box's disk.
+        shifted: whether its clocks are others.
     """
 
     program: str
@@ -52,6 +53,7 @@ class Setting:
     meter: Meter
     memory: int | None
     disk: str
+    shifted: bool = False
 
 
 class Command:
@@ -115,25 +117,31 @@ class Command:
         seccomp = _high(wire.write_file(self._setting.seccomp, "seccomp"))
         command = ["bwrap", "--args", str(_ARGUMENTS), "--", *wanted["command"]]
         try:
-            child = os.fork()
-            if not child:
-                self._exec(command, [*descriptors, seccomp, arguments])
-            return child
+            return self._spawn(command, [*descriptors, seccomp, arguments])
         finally:
             os.close(arguments)
             os.close(seccomp)
 
+    def _spawn(self, command: list[str], descriptors: list[int]) -> int:
+        """Start bubblewrap, without a copy of this process in between unless its clocks have to be others."""
+        if self._setting.shifted:
+            child = os.fork()
+            if not child:
+                self._exec(command, descriptors)
+        else:
+            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(descriptors)]
+            child = os.posix_spawn(self._setting.program, command, {}, file_actions=actions, setsigdef=_IGNORED)
+        with contextlib.suppress(OSError), open(f"/proc/{child}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(_OOM_FIRST)
+        return child
+
     def _exec(self, command: list[str], descriptors: list[int]) -> NoReturn:
-        """Become bubblewrap."""
+        """Become bubblewrap; older kernels have a new time namespace entered in this way only."""
         try:
             for number, fd in enumerate(descriptors):
                 os.dup2(fd, number)
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-                file.write(_OOM_FIRST)
+            for ignored in _IGNORED:
+                signal.signal(ignored, signal.SIG_DFL)
             os.execve(self._setting.program, command, {})  # noqa: S606 - no shell is wanted
         finally:
             os._exit(127)

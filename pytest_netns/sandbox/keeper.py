@@ -76,7 +76,9 @@ def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message,
     )
     path = stage.within(_in_wheel(program)) if program.shown else program.path
     rlimits, filter_ = Rlimits(**message["rlimits"]), wire.read_file(filter_fd)
-    setting = Setting(path, options, filter_, rlimits, meter, message["watched"], stage.within("shm"))
+    setting = Setting(
+        path, options, filter_, rlimits, meter, message["watched"], stage.within("shm"), any(message["offsets"])
+    )
     answer = {"home": plan.home, "cwd": plan.cwd, "overlaid": plan.overlaid, "stage": stage.path, "pid": os.getpid()}
     return setting, answer, (users, mounts, root)
 
