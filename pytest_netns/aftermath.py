@@ -42,7 +42,7 @@ class Aftermath:
         finally:
             if _getpid() != pid:
                 _wait_for_the_end()
-            if _getrlimit(resource.RLIMIT_NOFILE) != limits:
+            if _getrlimit(resource.RLIMIT_NOFILE)[0] < limits[0]:
                 with contextlib.suppress(OSError, ValueError):  # an ordinary user can't raise what was lowered for good
                     _setrlimit(resource.RLIMIT_NOFILE, limits)
 
