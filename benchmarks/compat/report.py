@@ -28,7 +28,7 @@ class Line:
     """One user's runs of one suite.
 
     Attributes:
-        runs: for each configuration the numbers of tests by outcome, ``seconds`` and ``status``.
+        runs: for each configuration the numbers of tests by outcome, ``seconds``, ``processor`` and ``status``.
         steady: how many tests passed whenever they were run plain.
         unsteady: those that passed plain in one run and not in another.
         lost: for each configuration, the steady tests that did not pass, and what was said of each.
@@ -60,7 +60,8 @@ class Report:
         line = self._lines.setdefault((suite.name, user), Line())
         known = self._outcomes.setdefault((suite.name, user), {})
         known[configuration] = outcomes = Outcomes.read(run.junit)
-        line.runs[configuration] = {**outcomes.counts, "seconds": round(run.seconds, 1), "status": run.status}
+        times = {"seconds": round(run.seconds, 1), "processor": round(run.processor, 1)}
+        line.runs[configuration] = {**outcomes.counts, **times, "status": run.status}
         base = [known[name] for name in BASE if name in known]
         expected = steady(base)
         line.steady = len(expected)

@@ -12,6 +12,7 @@ The exit status is 1 where a test was lost that suites.py gives no cause for, or
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from suites import SUITES, Suite
 from worlds import CONFIGURATIONS, run
 
 _WORK = "/var/tmp/pytest-netns-compat"
-_CI = ("plain", "netns", "netns-n2")
+_CI = {0: ("plain", "netns"), 1: ("plain", "netns-n2")}  # for the first user and for the second
 
 
 def _arguments() -> argparse.Namespace:
@@ -34,6 +35,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(_WORK), help=f"where to keep environments ({_WORK})")
     parser.add_argument("--python", default="/usr/bin/python3", help="which Python; every user must be able to read it")
     parser.add_argument("--wheel", type=Path, help="what to test (a wheel built of this tree)")
+    parser.add_argument("--keep", action="store_true", help="don't repeat what has been run before")
     parser.add_argument("--write", action="store_true", help="update docs/compatibility.md and results.json")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
@@ -41,17 +43,20 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _measure(report: Report, suite: Suite, arguments: argparse.Namespace, configurations: list[str]) -> None:
+def _measure(report: Report, suite: Suite, arguments: argparse.Namespace) -> None:
     """Run a suite as each user in each configuration; one that has lost tests is run once more."""
-    work = arguments.work
-    for user in (user for user in arguments.users.split(",") if user in suite.users):
-        for configuration in configurations:
-            print(report.add(suite, user, configuration, run(suite, user, configuration, work=work)), flush=True)
+    once = functools.partial(run, suite, work=arguments.work, keep=arguments.keep)
+    for number, user in enumerate(arguments.users.split(",")):
+        chosen = _CI.get(number, ()) if arguments.ci else arguments.configurations.split(",")
+        for configuration in chosen if user in suite.users else ():
+            print(report.add(suite, user, configuration, once(user, configuration)), flush=True)
             if report.is_puzzling(suite, user, configuration):
-                repeated = run(suite, user, configuration, work=work, again=True)
+                repeated = once(user, configuration, again=True)
                 print(report.repeat(suite, user, configuration, repeated), flush=True)
+            if arguments.write:
+                report.write()
         if report.is_puzzled(suite, user) and "again" not in chosen:  # it may be the test that is unsteady
-            print(report.add(suite, user, "again", run(suite, user, "again", work=work)), flush=True)
+            print(report.add(suite, user, "again", once(user, "again")), flush=True)
 
 
 def main() -> int:
@@ -59,13 +64,12 @@ def main() -> int:
     arguments = _arguments()
     only = arguments.only.split(",") if arguments.only else None
     suites = [suite for suite in SUITES if (suite.name in only if only else suite.ci or not arguments.ci)]
-    configurations = list(_CI) if arguments.ci else arguments.configurations.split(",")
     arguments.work.mkdir(parents=True, exist_ok=True)
     wheel = arguments.wheel or build_wheel(arguments.work, arguments.python)
     report = Report()
     for suite in suites:
         report.begin(suite, prepare(suite, arguments.work, arguments.python, wheel))
-        _measure(report, suite, arguments, configurations)
+        _measure(report, suite, arguments)
         if arguments.write:
             report.write()
     print(report.text())

@@ -12,7 +12,7 @@ __all__ = ["losses", "overview"]
 _SHOWN: Final = ("plain", *ISOLATED, "plain-n2")
 _HEAD: Final = (
     *("suite", "user", "plain", "`--netns`", "`--netns-scope=session`", "`--netns -n 2`", "plain `-n 2`"),
-    *("lost", "wall time"),
+    *("lost", "wall time", "processor time"),
 )
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -24,7 +24,8 @@ def overview(entries: Entries) -> list[str]:
     for name, user, line in _lines(entries):
         cells = [_counts(line["runs"].get(configuration)) for configuration in _SHOWN]
         title = f"{name} {entries[name]['version']}"
-        lines.append(_row([title, user, *cells, _each(_lost(line)), _each(_ratios(line["runs"]))]))
+        times = [_each(_ratios(line["runs"], what)) for what in ("seconds", "processor")]
+        lines.append(_row([title, user, *cells, _each(_lost(line)), *times]))
     lines.append("")
     for user in sorted({user for _, user, _ in _lines(entries)}):
         mine = [line for _, whose, line in _lines(entries) if whose == user]
@@ -74,10 +75,10 @@ def _lost(line: Mapping[str, Any]) -> list[str]:
     return [str(len(line["lost"][name])) for name in ISOLATED if name in line["lost"]]
 
 
-def _ratios(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    plain = [runs[name]["seconds"] for name in BASE if name in runs]
+def _ratios(runs: Mapping[str, Mapping[str, Any]], what: str) -> list[str]:
+    plain = [runs[name][what] for name in BASE if name in runs]
     mean = sum(plain) / len(plain) if plain else 0.0
-    return [f"{runs[name]['seconds'] / mean:.2f}" for name in ISOLATED if mean and name in runs]
+    return [f"{runs[name][what] / mean:.2f}" for name in ISOLATED if mean and name in runs]
 
 
 def _each(values: list[str]) -> str:

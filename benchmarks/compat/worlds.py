@@ -6,6 +6,7 @@ interface with an address for documentation, no way out, and a name server that 
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shlex
@@ -57,11 +58,13 @@ class Run:
     Attributes:
         junit: its JUnit file, which is missing where pytest did not get that far.
         seconds: what it took.
+        processor: the processor time of all that ran, in seconds.
         status: pytest's exit status, or that of timeout(1).
     """
 
     junit: Path
     seconds: float
+    processor: float
     status: int
 
     @property
@@ -70,35 +73,53 @@ class Run:
         return self.status in _LATE
 
 
-def run(suite: Suite, user: str, configuration: str, *, work: Path, again: bool = False) -> Run:
-    """Run a suite once, in a world of its own, and leave its JUnit file and its output below ``work``.
+def run(suite: Suite, user: str, configuration: str, *, work: Path, again: bool = False, keep: bool = False) -> Run:
+    """Run a suite once, and leave its JUnit file, its output and its figures below ``work``.
+
+    With ``keep``, what an earlier run of the same has left there is returned instead, if there is any.
 
     Raises:
         RuntimeError: it did not come to run at all.
     """
+    stem = f"{configuration}-again" if again else configuration
     results = work / "results" / suite.name / user
     results.mkdir(parents=True, exist_ok=True)
-    stem = f"{configuration}-again" if again else configuration
-    junit, log = results / f"{stem}.xml", results / f"{stem}.log"
-    junit.unlink(missing_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="compat.", dir="/tmp"))
-    try:
-        _furnish(place, suite, user, work)
-        script = place / "run"
-        script.write_text(_script(suite, user, _command(suite, configuration), work=work, place=place), "utf-8")
-        world = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", str(script)]
-        with log.open("wb") as output:
-            subprocess.run(world, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False)
-        told = place / "told"
-        if not told.exists():
-            raise RuntimeError(f"{suite.name} did not run; see {log}")
-        status, began, ended = told.read_text(encoding="ascii").split()
-        made = place / "junit" / "junit.xml"
-        if made.exists():  # some tests have their folder in their names
-            junit.write_text(made.read_text("utf-8").replace(str(place), "/world"), "utf-8")
-        return Run(junit, float(ended) - float(began), int(status))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    junit, log, figures = (results / f"{stem}{ending}" for ending in (".xml", ".log", ".json"))
+    if not (keep and figures.exists()):
+        for old in (junit, figures):
+            old.unlink(missing_ok=True)
+        place = Path(tempfile.mkdtemp(prefix="compat.", dir="/tmp"))
+        try:
+            _furnish(place, suite, user, work)
+            found = _run_in(place, log, _script(suite, user, _command(suite, configuration), work=work, place=place))
+            made = place / "junit" / "junit.xml"
+            if made.exists():  # some tests have their folder in their names
+                junit.write_text(made.read_text("utf-8").replace(str(place), "/world"), "utf-8")
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        figures.write_text(json.dumps(found), "utf-8")
+    return Run(junit, **json.loads(figures.read_text("utf-8")))
+
+
+def _run_in(place: Path, log: Path, text: str) -> dict[str, float]:
+    """Run a script as the first process of a world of its own, and return the figures of what it has run."""
+    script = place / "run"
+    script.write_text(text, "utf-8")
+    world = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", str(script)]
+    with log.open("wb") as output:
+        subprocess.run(world, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False)
+    told = place / "told"
+    if not told.exists():
+        raise RuntimeError(f"nothing was run; see {log}")
+    status, began, ended, *times = told.read_text(encoding="ascii").split()
+    processor = sum(map(_seconds, times[6:])) - sum(map(_seconds, times[2:4]))  # of all children, then and before
+    return {"seconds": float(ended) - float(began), "processor": processor, "status": int(status)}
+
+
+def _seconds(text: str) -> float:
+    """Read what the shell's ``times`` prints, as 1m2.345s."""
+    minutes, seconds = text.removesuffix("s").split("m")
+    return 60 * int(minutes) + float(seconds)
 
 
 def _furnish(place: Path, suite: Suite, user: str, work: Path) -> None:
@@ -147,8 +168,11 @@ cd {place}
 {_WORLD}
 cd source
 {suite.before}
+times >{place}/times
 began=$(date +%s.%N)
 status=0
 {line} || status=$?
-echo "$status $began $(date +%s.%N)" >{place}/told
+ended=$(date +%s.%N)
+sleep 0.3 # what is still ending is waited for by nobody but this shell
+{{ echo "$status $began $ended" && cat {place}/times && times; }} >{place}/told
 """
