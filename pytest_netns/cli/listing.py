@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pytest_netns.cli import output
 from pytest_netns.errors import NetnsError
-from pytest_netns.gateway.runs import LeafRow, Run, live_runs, short_id
+from pytest_netns.gateway.runs import LeafRow, Run, RunEndedError, live_runs, short_id
 
 __all__ = ["run"]
 
@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
     for one in runs:
         try:
             found.append((one, one.leaves()))
+        except RunEndedError:
+            continue
         except NetnsError as error:
             troubles.append(str(error))
     if options.json:

@@ -18,7 +18,7 @@ from pytest_netns.gateway import protocol
 from pytest_netns.gateway.launch import dial
 from pytest_netns.gateway.paths import OBSERVERS_NAME, PREFIX
 
-__all__ = ["Entrance", "LeafRow", "Run", "command", "connect", "find", "live_runs", "short_id"]
+__all__ = ["Entrance", "LeafRow", "Run", "RunEndedError", "command", "connect", "find", "live_runs", "short_id"]
 
 _TIMEOUT: Final = 5.0  # seconds for any one answer
 _SHORT: Final = 6
@@ -49,6 +49,10 @@ class LeafRow:
     age: float
     held: str | None
     listening: list[str]
+
+
+class RunEndedError(GatewayError):
+    """A run ended while it was asked."""
 
 
 class Entrance(NamedTuple):
@@ -120,9 +124,9 @@ class Run:
         except BlockingIOError:
             raise GatewayError(_silent(self.id)) from None
         except (OSError, ValueError) as error:
-            raise GatewayError(f"run {short_id(self.id)} has ended: {error}") from None
+            raise RunEndedError(f"run {short_id(self.id)} has ended: {error}") from None
         if answer is None:
-            raise GatewayError(f"run {short_id(self.id)} has ended")
+            raise RunEndedError(f"run {short_id(self.id)} has ended")
         if not answer.pop("ok"):
             text = answer["error"] if answer["errno"] else answer["error"].partition(": ")[2]
             raise GatewayError(f"run {short_id(self.id)}: {text}")
@@ -199,7 +203,7 @@ def find(spec: str, runs: Iterable[Run]) -> tuple[Run, LeafRow]:
         NetnsError: none or several are meant; the text tells which there are.
     """
     wanted_run, _, wanted = spec.rpartition("/")
-    known = [(run, row) for run in runs for row in run.leaves()]
+    known = [(run, row) for run in runs for row in _leaves(run)]
     if not known:
         raise NetnsError(_nothing_alive())
     found = [(run, row) for run, row in known if row.name == wanted and run.id.startswith(wanted_run)]
@@ -208,11 +212,25 @@ def find(spec: str, runs: Iterable[Run]) -> tuple[Run, LeafRow]:
     if found:
         names = ", ".join(f"{short_id(run.id)}/{row.name} ({row.test})" for run, row in found)
         raise NetnsError(f"several live runs have a leaf {wanted}; say which: {names}")
-    fates = [fate for run in runs if run.id.startswith(wanted_run) and (fate := run.fate(wanted))]
+    fates = [fate for run in runs if run.id.startswith(wanted_run) and (fate := _fate(run, wanted))]
     if fates:
         remedy = "to keep the leaf of a failed test, run pytest with --netns-hold=failed"
         raise NetnsError(f"the leaf {wanted} has ended with its test, {fates[0]}; {remedy}")
     raise NetnsError(f"no live leaf is called {spec!r}; {_similar(spec, known)}")
+
+
+def _leaves(run: Run) -> list[LeafRow]:
+    """List a run's leaves: none where it has just ended, which is no concern of who means another's."""
+    try:
+        return run.leaves()
+    except RunEndedError:
+        return []
+
+
+def _fate(run: Run, leaf: str) -> str | None:
+    with contextlib.suppress(RunEndedError):
+        return run.fate(leaf)
+    return None
 
 
 def _similar(spec: str, known: list[tuple[Run, LeafRow]]) -> str:

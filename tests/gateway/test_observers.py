@@ -19,7 +19,7 @@ from pytest_netns.errors import GatewayError, NetnsError
 from pytest_netns.gateway import protocol, runs
 from pytest_netns.gateway.launch import dial as knock
 from pytest_netns.gateway.paths import OBSERVERS_NAME
-from pytest_netns.gateway.runs import LeafRow, Run
+from pytest_netns.gateway.runs import LeafRow, Run, RunEndedError
 
 
 @contextlib.contextmanager
@@ -245,15 +245,23 @@ class Listed(Run):
         self.close()
 
     def leaves(self) -> list[LeafRow]:
-        """List them."""
+        """List them; without any, the run has ended."""
+        if not self.names:
+            raise RunEndedError(self.id)
         return [LeafRow(name, f"test_{name}", False, "", "", 80, 1.0, None, []) for name in self.names]
 
     def fate(self, leaf: str) -> str | None:
         """Tell of those that have ended."""
+        if not self.names:
+            raise RunEndedError(self.id)
         return self.ended.get(leaf)
 
 
-RUNS = [Listed("aaaa11112222", "main", "main-t1"), Listed("bbbb11112222", "main-t1", "gw0", ended={"gw0-t1": "test_q"})]
+RUNS = [
+    Listed("aaaa11112222", "main", "main-t1"),
+    Listed("bbbb11112222", "main-t1", "gw0", ended={"gw0-t1": "test_q"}),
+    Listed("cccc11112222"),
+]
 
 
 @pytest.mark.parametrize(
