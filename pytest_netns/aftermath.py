@@ -7,14 +7,16 @@ import os
 import resource
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
+
+from pytest_netns.errors import KernelError
 
 if TYPE_CHECKING:
     from pytest_netns.isolation import Isolation
 
-__all__ = ["Aftermath"]
+__all__ = ["Aftermath", "strand"]
 
 _PATIENCE: Final = 5.0  # seconds
 
@@ -45,6 +47,24 @@ class Aftermath:
             if _getrlimit(resource.RLIMIT_NOFILE)[0] < limits[0]:
                 with contextlib.suppress(OSError, ValueError):  # an ordinary user can't raise what was lowered for good
                     _setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def strand(item: pytest.Item, error: KernelError, *, replaced: bool) -> NoReturn:
+    """End a process that can't leave a test's network any more: no other test would be sound in it.
+
+    Args:
+        item: the test.
+        error: what the kernel said.
+        replaced: whether the process is a worker, in whose place the controller takes another.
+    """
+    text = (
+        f"{item.nodeid} has left pytest without the right to leave that test's network ({error.strerror}); "
+        "let it give up capabilities in a process of its own, which netns.popen() or multiprocessing starts"
+    )
+    if replaced:
+        os.write(2, f"netns: {text}\n".encode())
+        _exit(1)
+    pytest.exit(f"netns: {text}", returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 
 def _wait_for_the_end() -> None:

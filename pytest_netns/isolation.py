@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_netns import report
+from pytest_netns.aftermath import strand
 from pytest_netns.detours import Detour
-from pytest_netns.errors import NetnsError
+from pytest_netns.errors import KernelError, NetnsError
 from pytest_netns.kernel import clock
 from pytest_netns.markers import marks_of
 from pytest_netns.report import RECORD
+from pytest_netns.session import Role
 from pytest_netns.settings import ItemSettings, Mode, Scope, SettingsError
 from pytest_netns.telling import Telling
 
@@ -207,7 +209,10 @@ class Isolation:
         if stay is None:
             return
         if stay.traveller.place is not stay.traveller.base:  # the test has not got as far as its own tear-down
-            stay.go_to_base()
+            try:
+                stay.go_to_base()
+            except KernelError as error:
+                strand(item, error, replaced=self.session.role is Role.WORKER)
         leaf, self.leaf = self.leaf, None
         if leaf is not None:
             stay.leases.note(leaf, item)

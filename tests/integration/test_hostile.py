@@ -206,6 +206,35 @@ def test_3(): check()
     result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running 'test_close.py::test_2'*"])
 
 
+DROPS = """
+import ctypes
+from sound import call, check
+def test_1(): check()
+def test_2():
+    call("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+def test_3(): check()
+"""
+
+
+def test_who_gives_up_its_rights_ends_the_run(suite: Suite) -> None:
+    """A process without capabilities can't leave a test's network: no other test runs there; the culprit is named."""
+    suite.write(sound=SOUND, test_drops=DROPS)
+    result = suite.run("--netns")
+    result.stdout.fnmatch_lines(["*Exit: netns: test_drops.py::test_2 has left pytest without the right to leave *"])
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    assert result.parseoutcomes()["passed"] == 2
+
+
+@requires("pytest-xdist")
+def test_who_gives_up_its_rights_in_a_worker(suite: Suite) -> None:
+    """A worker without capabilities is replaced, and the next test is sound."""
+    suite.write(sound=SOUND, test_drops=DROPS)
+    result = suite.run("--netns", "-n1", "-rp", timeout=60)
+    assert result.parseoutcomes()["failed"] == 1
+    result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running 'test_drops.py::test_2'*"])
+    result.stdout.fnmatch_lines(["PASSED test_drops.py::test_3"])
+
+
 @pytest.mark.parametrize("scope", ["module", "session"])
 def test_broader_scopes(suite: Suite, scope: str) -> None:
     """Where tests share a network, a forked pytest still does not go on."""
