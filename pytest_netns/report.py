@@ -171,7 +171,8 @@ def leaf_line(namespace: Namespace) -> str:
 
 def _attempt(flow: Flow) -> str:
     known = flow.address if flow.name and flow.address and flow.address != flow.name else None
-    return f"{flow.endpoint} ({known})" if known else flow.endpoint
+    box = f", from the box {flow.sandbox}" if flow.sandbox else ""
+    return f"{flow.endpoint} ({known}){box}" if known else f"{flow.endpoint}{box}"
 
 
 def remedy(rule: str | None) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
@@ -37,6 +35,9 @@ def find() -> Program:
     Raises:
         UnsupportedError: it is in neither; the text has the command that installs it.
     """
+    import importlib  # noqa: PLC0415 - the process that makes boxes has no need of them, and shall be small
+    import shutil  # noqa: PLC0415
+
     found = shutil.which("bwrap")
     if found is not None:
         return Program(os.path.realpath(found), {})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 __all__ = ["CPU", "MEMORY", "PIDS", "Group", "Groups", "find", "sweep"]
@@ -40,7 +39,6 @@ class Group(NamedTuple):
     version: int
 
 
-@dataclass
 class Groups:
     """The groups of one box.
 
@@ -48,7 +46,9 @@ class Groups:
         of: by limit, the group that holds it.
     """
 
-    of: dict[str, Group] = field(default_factory=dict)
+    def __init__(self, of: Mapping[str, Group] | None = None) -> None:
+        """Begin with groups that there are, or with those that others can be made in."""
+        self.of: dict[str, Group] = dict(of or {})
 
     def mechanism(self, limit: str) -> str | None:
         """Return what holds a limit, in words; None where no group does."""

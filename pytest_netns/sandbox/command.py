@@ -12,8 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from pytest_netns.sandbox import bubblewrap, meter, wire
 from pytest_netns.sandbox.limits import Rlimits
@@ -31,8 +30,7 @@ _STDIN: Final = 0
 _IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """What all commands of a box have in common.
 
     Attributes:

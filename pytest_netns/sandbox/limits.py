@@ -7,8 +7,7 @@ import math
 import os
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pytest_netns.errors import SandboxError
 from pytest_netns.sandbox.cgroups import CPU, MEMORY, PIDS, Group
@@ -24,8 +23,7 @@ _REMEDY: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rlimits:
+class Rlimits(NamedTuple):
     """The limits of each process of a box, as prlimit(2) has them; None for what is left as it is."""
 
     processes: int | None = None
@@ -54,8 +52,7 @@ class Rlimits:
                     resource.prlimit(pid, number, (value, value))
 
 
-@dataclass(frozen=True, slots=True)
-class Enforcement:
+class Enforcement(NamedTuple):
     """How the limits of a box are held.
 
     Attributes:
@@ -91,10 +88,10 @@ def settle(limits: Limits, available: Mapping[str, Group]) -> Enforcement:
     processors: tuple[int, ...] = ()
     if limits.memory is not None and MEMORY not in held:
         watched = limits.memory
-        rlimits = replace(rlimits, data=_SLACK * limits.memory)
+        rlimits = rlimits._replace(data=_SLACK * limits.memory)
         mechanisms[MEMORY] = "rlimit and watch"
     if limits.pids is not None and PIDS not in held:
-        rlimits = replace(rlimits, processes=limits.pids + _INIT)
+        rlimits = rlimits._replace(processes=limits.pids + _INIT)
         mechanisms[PIDS] = "rlimit"
     if limits.cpu is not None and CPU not in held:
         processors = _processors(limits.cpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
@@ -116,7 +117,9 @@ def make(
     if where is not None and not os.path.isdir(where):
         raise SandboxError(f"workdir={where!r} is no directory; create it first")
     shown = {key: paths(options[key], key) for key in _PATHS if key in options}
-    view = View(workdir=where, home=os.path.expanduser("~"), overlay=options.get("overlay", True), **shown)
+    view = View(
+        workdir=where, home=os.path.expanduser("~"), homes=_homes(), overlay=options.get("overlay", True), **shown
+    )
     wish = Wish(view, limits, **{key: options[key] for key in _OWN if key in options})
     return Sandbox(namespace, client, _warden(client), name, wish=wish)
 
@@ -180,6 +183,10 @@ _READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "overlay": _yes_or_no,
     "uid": _user,
 }
+
+
+def _homes() -> tuple[str, ...]:
+    return tuple({user.pw_dir for user in pwd.getpwall()} - {"/", "/nonexistent"})
 
 
 def _warden(client: GatewayClient) -> Warden:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.sandbox import bubblewrap, cgroups, seccomp, wire
@@ -90,9 +90,9 @@ def start(namespace: Namespace, warden: Warden, name: str, wish: Wish) -> tuple[
 def _settings(name: str, wish: Wish, enforcement: Enforcement) -> Message:
     return {
         "op": "open",
-        "view": asdict(wish.view),
+        "view": wish.view._asdict(),
         "disk": wish.limits.disk,
-        "rlimits": asdict(enforcement.rlimits),
+        "rlimits": enforcement.rlimits._asdict(),
         "watched": enforcement.watched,
         "processors": enforcement.processors,
         "owner": owner(),

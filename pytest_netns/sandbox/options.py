@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, Union
+from typing import Any, Final, NamedTuple, TypeAlias, Union
 
 from pytest_netns.errors import SandboxError
 
@@ -69,8 +68,7 @@ def paths(value: Paths, option: str) -> tuple[str, ...]:
         raise SandboxError(f"{option}={value!r} is no path; write one path or a list of them") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How much a box may use; None where nothing is said.
 
     Attributes:
@@ -124,8 +122,7 @@ class Limits:
         return cls(**checked, best_effort=limits == BEST_EFFORT)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """Which files a box sees; all paths are absolute.
 
     Attributes:
@@ -136,6 +133,7 @@ class View:
         hide: what appears empty.
         tmpfs: directories that appear empty, and that the box may write to.
         home: the user's home, which is the box's too, and empty there.
+        homes: all homes of the machine, in which secrets may lie.
     """
 
     workdir: str | None = None
@@ -145,3 +143,4 @@ class View:
     hide: tuple[str, ...] = ()
     tmpfs: tuple[str, ...] = ()
     home: str = "/"
+    homes: tuple[str, ...] = ()

@@ -213,8 +213,9 @@ class SandboxProcess:
         self._done = self._finish(self, message)
         if not message["set_up"] and self.exceeded is None and self.returncode != _KILLED:
             self._failure = SandboxError(
-                "bubblewrap could not set the box up; what it says is in the command's standard error. "
-                "'python -m pytest_netns doctor' tells whether this machine lets boxes be made"
+                f"bubblewrap could not set the box up, and ended with status {self.returncode}; what it says is in "
+                "the command's standard error. User namespaces inside of user namespaces have to be allowed, and "
+                "/proc must not be masked, as container engines do unless told: --security-opt systempaths=unconfined"
             )
 
     def _end(self, status: int) -> None:

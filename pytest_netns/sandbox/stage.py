@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from pytest_netns.errors import KernelError, SandboxError
@@ -35,19 +34,19 @@ _NO_MAPPING: Final = (
 )
 
 
-@dataclass
 class Stage:
     """The stage of one box.
 
     Attributes:
         owner: the user that the box is outside, if the caller is root; None if it is the caller.
-        disk: how many bytes the box may write, in all.
         path: where the stage is mounted.
     """
 
-    owner: int | None
-    disk: int
-    path: str = ""
+    def __init__(self, owner: int | None, disk: int, path: str = "") -> None:
+        """Describe it; ``disk`` is how many bytes the box may write, in all."""
+        self.owner = owner
+        self.path = path
+        self._disk = disk
 
     def set_up(self, plan: Plan, shown: dict[str, str]) -> Plan:
         """Mount everything, in a new mount namespace of the calling process, and return the plan with new sources.
@@ -108,8 +107,8 @@ class Stage:
             raise SandboxError(
                 f"a box needs one of the directories {', '.join(_PLACES)}, and there is none; create one"
             )
-        inodes = max(_LEAST_INODES, self.disk // _INODE_BYTES)
-        syscalls.mount("pytest-netns", place, "tmpfs", _INERT, f"size={self.disk},nr_inodes={inodes},mode=755")
+        inodes = max(_LEAST_INODES, self._disk // _INODE_BYTES)
+        syscalls.mount("pytest-netns", place, "tmpfs", _INERT, f"size={self._disk},nr_inodes={inodes},mode=755")
         self.path = place
 
     def _make_places(self, plan: Plan) -> None:

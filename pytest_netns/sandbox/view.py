@@ -8,7 +8,6 @@ the box leaves in a directory it may write to leads a later mount astray.
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -83,7 +82,7 @@ def plan(view: View) -> Plan:
         binds.append(Bind(workdir, workdir, writable=True))
     binds += [Bind(os.path.realpath(path), os.path.realpath(path), writable=True) for path in view.writable]
     shown = [bind.target for bind in binds] + ([] if workdir is None else [workdir])
-    hidden = [*_secrets(home, shown), *map(os.path.realpath, view.hide)]
+    hidden = [*_secrets((home, *view.homes), shown), *map(os.path.realpath, view.hide)]
     overlaid = workdir if view.overlay else None
     return Plan(tuple(covers), tuple(binds), tuple(dict.fromkeys(hidden)), home, workdir or home, overlaid)
 
@@ -121,19 +120,13 @@ def _network_files() -> Iterator[str]:
             yield real
 
 
-def _secrets(home: str, shown: Iterable[str]) -> Iterator[str]:
+def _secrets(homes: Iterable[str], shown: Iterable[str]) -> Iterator[str]:
     """Yield the secrets of homes that are shown after all, as when a home is the working directory."""
-    for place in sorted({os.path.realpath(place) for place in (home, *_homes())}):
+    for place in sorted(set(map(os.path.realpath, homes))):
         for name in _SECRETS:
             path = os.path.join(place, name)
             if os.path.lexists(path) and _within(path, shown):
                 yield path
-
-
-def _homes() -> Iterator[str]:
-    for user in pwd.getpwall():
-        if user.pw_dir not in ("/", "/nonexistent"):
-            yield user.pw_dir
 
 
 def _within(path: str, directories: Iterable[str]) -> bool:
