@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.changes import Change
     from pytest_netns.sandbox.done import Done, Usage
+    from pytest_netns.sandbox.process import SandboxProcess
+    from pytest_netns.sandbox.shell import Shell
     from pytest_netns.service import ServicePort
 
 __all__ = [
@@ -44,8 +46,10 @@ __all__ = [
     "RuleError",
     "Sandbox",
     "SandboxError",
+    "SandboxProcess",
     "ServiceNotReadyError",
     "ServicePort",
+    "Shell",
     "UnsupportedError",
     "Usage",
 ]
@@ -61,7 +65,9 @@ _HOMES = {
     "Packet": "capture",
     "RuleError": "rules",
     "Sandbox": "sandbox.box",
+    "SandboxProcess": "sandbox.process",
     "ServicePort": "service",
+    "Shell": "sandbox.shell",
     "Usage": "sandbox.done",
 }
 

@@ -165,9 +165,10 @@ class Namespace:
         return finished
 
     def processes(self) -> list[Process]:
-        """List the living processes of the leaf, except the calling one."""
+        """List the living processes of the leaf, except the calling one, and those that only keep boxes."""
         self.descriptors()
-        return processes.members(self._inodes[0])
+        keepers = {box.keeper for box in self._boxes}
+        return [process for process in processes.members(self._inodes[0]) if process.pid not in keepers]
 
     def add_host(self, name: str, *addresses: str) -> None:
         """Make the name resolve to these addresses inside, through the leaf's own /etc/hosts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import select
 import signal
@@ -50,6 +51,8 @@ class Sandbox:
         limits: what holds each limit here: ``{"memory": "cgroup v2", "pids": "rlimit", ...}``.
         workdir: the directory that commands start in.
         home: the home directory inside, empty at first.
+        timeout: seconds that a command may take; None for any number.
+        keeper: the process that keeps it, and that its commands descend from.
     """
 
     def __init__(self, namespace: Namespace, client: GatewayClient, warden: Warden, name: str, *, wish: Wish) -> None:
@@ -64,21 +67,23 @@ class Sandbox:
         self._namespace = namespace
         self._client = client
         self._warden = warden
-        self._given = wish.limits
+        self._output_limit = wish.limits.output
+        self.timeout = wish.limits.timeout
         self._running: set[SandboxProcess] = set()
         self._closed = False
         answer, self.limits = opening.start(namespace, warden, name, wish)
         self._channel = answer.channel
         self._users, self._mounts, self._stage = answer.descriptors
         said = answer.message
-        self._keeper = os.pidfd_open(said["pid"])
+        self.keeper: int = said["pid"]
+        self._keeper_fd = os.pidfd_open(self.keeper)
         self.home: str = said["home"]
         self.workdir: str = said["cwd"]
         self._stage_path: str = said["stage"]
         self._overlaid: str | None = said["overlaid"]
         self._overlay = None if self._overlaid is None else Overlay(self._stage, self._overlaid)
-        self._env = opening.clean_environment(namespace.name, self.home, wish)
-        self._announce(said["pid"])
+        self._env = opening.clean_environment(namespace.name, said, wish)
+        self._announce()
 
     def __repr__(self) -> str:
         """Name it, and say whether it is over."""
@@ -113,11 +118,12 @@ class Sandbox:
             stderr: the same for its errors, or STDOUT.
             text: whether pipes carry text, in UTF-8 unless said.
             encoding: what pipes carry text in.
-            errors: what becomes of bytes that are no text.
+            errors: what becomes of bytes that are no text; they are replaced unless said.
             shell: whether ``args`` is a line for ``/bin/sh``.
             cwd: the directory that it starts in; a relative one is below ``workdir``.
             env: variables, in addition to the box's.
-            timeout: seconds after which it is ended, and has exceeded the limit ``time``; None for the box's limit.
+            timeout: seconds after which it is ended, and has exceeded the limit ``time``; None for the box's limit,
+                infinite for none.
 
         Raises:
             NamespaceClosedError: the box is closed.
@@ -129,8 +135,8 @@ class Sandbox:
             "command": command,
             "cwd": os.path.join(self.workdir, os.fspath(cwd or "")).rstrip("/") or "/",
             "env": {**self._env, **{str(name): str(value) for name, value in (env or {}).items()}},
-            "timeout": self._given.timeout if timeout is None else timeout,
-            "output": self._given.output,
+            "timeout": _finite(self.timeout if timeout is None else timeout),
+            "output": self._output_limit,
         }
         text_ = Text.of(text=text, encoding=encoding, errors=errors)
         opened = streams.open_streams(stdin, stdout, stderr)
@@ -141,7 +147,7 @@ class Sandbox:
             raise
         finally:
             streams.close(opened.handed)
-        process = SandboxProcess(args, channel, opened, text_, output=self._given.output, finish=self._finish)
+        process = SandboxProcess(args, channel, opened, text_, output=self._output_limit, finish=self._finish)
         self._running.add(process)
         return process
 
@@ -229,7 +235,7 @@ class Sandbox:
 
         Args:
             paths: which, each with all that is below it, relative to the working directory; none for all of them. The
-                others are thrown away.
+                others stay as they are.
 
         Raises:
             SandboxError: commands still run, or a link leads out of the directory.
@@ -239,7 +245,8 @@ class Sandbox:
         if paths:
             wanted = [change for change in wanted if any(_is_below(change.path, path) for path in paths)]
         overlay.apply(wanted)
-        self.discard()
+        if not paths:
+            self.discard()
         return wanted
 
     def discard(self) -> None:
@@ -273,12 +280,12 @@ class Sandbox:
         for process in list(self._running):
             with contextlib.suppress(SandboxError):
                 process.wait()
-        if not select.select([self._keeper], [], [], _PATIENCE)[0]:
-            signal.pidfd_send_signal(self._keeper, signal.SIGKILL)
-            select.select([self._keeper], [], [])
+        if not select.select([self._keeper_fd], [], [], _PATIENCE)[0]:
+            signal.pidfd_send_signal(self._keeper_fd, signal.SIGKILL)
+            select.select([self._keeper_fd], [], [])
         if self._overlay is not None:
             self._overlay.close()
-        for fd in (self._keeper, self._users, self._mounts, self._stage):
+        for fd in (self._keeper_fd, self._users, self._mounts, self._stage):
             os.close(fd)
         with contextlib.suppress(GatewayError):
             self._client.box(self._namespace.name, self.name, None)
@@ -293,10 +300,10 @@ class Sandbox:
         """Close it."""
         self.close()
 
-    def _announce(self, pid: int) -> None:
+    def _announce(self) -> None:
         """Have what comes from the box's processes booked as the box's."""
         try:
-            self._client.box(self._namespace.name, self.name, pid)
+            self._client.box(self._namespace.name, self.name, self.keeper)
         except BaseException:
             self.close()
             raise
@@ -337,6 +344,10 @@ class Sandbox:
     def _check_open(self) -> None:
         if self._closed:
             raise NamespaceClosedError(f"the box {self.name} is closed; make a new one with netns.sandbox()")
+
+
+def _finite(seconds: float | None) -> float | None:
+    return None if seconds is None or math.isinf(seconds) else seconds
 
 
 def settle_streams(kwargs: dict[str, Any], data: Any, *, capture_output: bool, piped: bool) -> None:

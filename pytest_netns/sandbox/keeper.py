@@ -79,7 +79,16 @@ def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message,
     setting = Setting(
         path, options, filter_, rlimits, meter, message["watched"], stage.within("shm"), any(message["offsets"])
     )
-    answer = {"home": plan.home, "cwd": plan.cwd, "overlaid": plan.overlaid, "stage": stage.path, "pid": os.getpid()}
+    shown = [bind.target for bind in plan.binds] + ([plan.overlaid] if plan.overlaid else [])
+    answer = {
+        "covers": plan.covers,
+        "shown": shown,
+        "home": plan.home,
+        "cwd": plan.cwd,
+        "overlaid": plan.overlaid,
+        "stage": stage.path,
+        "pid": os.getpid(),
+    }
     return setting, answer, (users, mounts, root)
 
 

@@ -16,7 +16,7 @@ from pytest_netns.sandbox.options import Limits
 __all__ = ["Enforcement", "Rlimits", "settle"]
 
 _INIT: Final = 1  # the box's init is a process of the box's user, too
-_SLACK: Final = 4  # by how much one process may overreach before the watch sees it
+_SLACK: Final = 1 << 30  # bytes by which one process may overreach before the watch sees it
 _REMEDY: Final = (
     "Run as root on a machine with writable control groups, have systemd delegate them (systemd-run --user --scope "
     "-p Delegate=yes pytest ...), or say limits='best-effort' to do without"
@@ -88,7 +88,7 @@ def settle(limits: Limits, available: Mapping[str, Group]) -> Enforcement:
     processors: tuple[int, ...] = ()
     if limits.memory is not None and MEMORY not in held:
         watched = limits.memory
-        rlimits = rlimits._replace(data=_SLACK * limits.memory)
+        rlimits = rlimits._replace(data=_SLACK + limits.memory)
         mechanisms[MEMORY] = "rlimit and watch"
     if limits.pids is not None and PIDS not in held:
         rlimits = rlimits._replace(processes=limits.pids + _INIT)

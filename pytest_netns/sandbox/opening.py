@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.sandbox import bubblewrap, cgroups, seccomp, wire
 from pytest_netns.sandbox.limits import Enforcement, settle
+from pytest_netns.sandbox.view import is_within
 
 if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
@@ -112,12 +113,27 @@ def _ask(namespace: Namespace, warden: Warden, message: Message, filter_: bytes)
         os.close(filter_fd)
 
 
-def clean_environment(leaf: str, home: str, wish: Wish) -> dict[str, str]:
-    """Return what a command finds in its environment: nothing that could be a secret, unless it was asked for."""
+def clean_environment(leaf: str, said: Message, wish: Wish) -> dict[str, str]:
+    """Return what a command finds in its environment: nothing that could be a secret, unless it was asked for.
+
+    Args:
+        leaf: the name of the namespace.
+        said: what the box's keeper said of its files.
+        wish: what was asked for.
+    """
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    passed["PATH"] = os.pathsep.join(_shown(passed.get("PATH", _PATH), said)) or _PATH
     user = _user(wish.user)
-    own = {"HOME": home, "USER": user, "LOGNAME": user, "TMPDIR": _TMP, "PYTEST_NETNS": leaf}
-    return {"PATH": _PATH, **passed, **own, **(wish.env or {})}
+    own = {"HOME": said["home"], "USER": user, "LOGNAME": user, "TMPDIR": _TMP, "PYTEST_NETNS": leaf}
+    return {**passed, **own, **(wish.env or {})}
+
+
+def _shown(path: str, said: Message) -> Iterator[str]:
+    """Yield the directories of PATH that the box sees; the others would only tell what there is outside."""
+    for directory in path.split(os.pathsep):
+        hidden, shown = (any(is_within(directory, place) for place in said[key]) for key in ("covers", "shown"))
+        if os.path.isabs(directory) and (shown or not hidden):
+            yield directory
 
 
 def _user(uid: int) -> str:

@@ -132,7 +132,11 @@ class SandboxProcess:
             raise
         if exchange.overrun:
             self.overrun()
-        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        try:
+            self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired as error:
+            error.timeout, error.output, error.stderr = timeout or 0.0, exchange.output(1), exchange.output(2)
+            raise
         self._close_files()
         has = [file is not None for file in self._files]
         return tuple(exchange.output(number) if has[number] else None for number in (1, 2))  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import selectors
@@ -34,6 +35,8 @@ class Shell:
     def __init__(self, box: Sandbox, program: str = "/bin/bash", **kwargs: Any) -> None:
         """Start it; other arguments are those of ``box.popen``."""
         self._args = [program, *(["--noprofile", "--norc"] if os.path.basename(program) == "bash" else [])]
+        self._timeout = box.timeout
+        kwargs.setdefault("timeout", math.inf)
         self._process = box.popen(
             self._args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
         )
@@ -58,7 +61,7 @@ class Shell:
         Args:
             command: what one would type.
             timeout: seconds after which the session is ended, with an error: a shell cannot be made to let go of a
-                command otherwise.
+                command otherwise. None for the box's own limit, which counts for each command here.
             check: whether an exit status other than 0 is an error.
             on_output: is called with each piece of output, and of errors, as it comes.
 
@@ -69,6 +72,7 @@ class Shell:
         """
         if self._process.poll() is not None:
             raise SandboxError(f"the shell session is over, with status {self.returncode}; start another: box.shell()")
+        timeout = self._timeout if timeout is None else timeout
         mark = secrets.token_hex(16)
         talk = _Talk(mark, on_output, self._left)
         try:

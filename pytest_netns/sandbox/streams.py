@@ -29,10 +29,10 @@ class Text(NamedTuple):
 
     @classmethod
     def of(cls, *, text: bool | None, encoding: str | None, errors: str | None) -> Text:
-        """Read the arguments of subprocess's functions."""
+        """Read the arguments of subprocess's functions; what is no text is no reason to lose what a command did."""
         if not (text or encoding or errors):
             return cls()
-        return cls(encoding or "utf-8", errors or "strict")
+        return cls(encoding or "utf-8", errors or "replace")
 
     def wrap(self, fd: int, mode: str) -> IO[Any]:
         """Return a file for one end of a pipe."""

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pytest_netns.sandbox.options import View
 
-__all__ = ["Bind", "Plan", "plan"]
+__all__ = ["Bind", "Plan", "is_within", "plan"]
 
 #: What a box finds empty, and may write to. It lies on the box's own disk, and ends with the box.
 _COVERED: Final = ("/home", "/root", "/tmp", "/run", "/var", "/mnt", "/media")  # noqa: S108 - names of what is hidden
@@ -129,5 +129,10 @@ def _secrets(homes: Iterable[str], shown: Iterable[str]) -> Iterator[str]:
                 yield path
 
 
+def is_within(path: str, directory: str) -> bool:
+    """Tell whether a path is a directory, or below it; both are absolute."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
 def _within(path: str, directories: Iterable[str]) -> bool:
-    return any(path == directory or path.startswith(directory.rstrip("/") + "/") for directory in directories)
+    return any(is_within(path, directory) for directory in directories)

@@ -9,6 +9,7 @@ from pytest_netns.sandbox import meter
 
 __all__ = ["Watch"]
 
+_FIRST: Final = 0.002  # seconds
 _CLOSE: Final = 0.01  # seconds between looks where a limit depends on them
 _CASUAL: Final = 0.05
 _LONGEST: Final = 0.25
@@ -27,7 +28,7 @@ class Watch:
     def __init__(self, memory: int | None) -> None:
         """Watch over ``memory`` bytes, or over none."""
         self._limit = memory
-        self._pause = _CASUAL if memory is None else _CLOSE
+        self._pause = _CASUAL if memory is None else _FIRST
         self.next = time.monotonic() + self._pause
         self.processes = 1
         self.memory = 0
@@ -39,8 +40,7 @@ class Watch:
         self.processes = max(self.processes, len(members))
         over = self._limit is not None and self._weigh(members, self._limit)
         now = time.monotonic()
-        if self._limit is None:
-            self._pause = min(_LONGEST, self._pause * 1.5)
+        self._pause = min(_LONGEST if self._limit is None else _CLOSE, self._pause * 1.5)
         self.next = now + max(self._pause, (now - began) * (_DUTY if self._limit is None else 1))
         return over
 

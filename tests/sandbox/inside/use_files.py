@@ -98,11 +98,12 @@ def test_apply(tree: Path, box: Any) -> None:
 
 
 def test_apply_some(tree: Path, box: Any) -> None:
-    """Changes can be chosen; the others are thrown away."""
+    """Changes can be chosen; the others wait on."""
     box.run("echo 1 > wanted; echo 2 > unwanted; echo x > folder/new", shell=True)
     assert [str(change) for change in box.apply("wanted", "folder")] == ["created folder/new", "created wanted"]
     assert not (tree / "unwanted").exists()
-    assert box.changes == []
+    assert changed(box) == ["created unwanted"]
+    assert changed(box.run("echo 3 >> wanted", shell=True)) == ["modified wanted"]
 
 
 def test_discard(tree: Path, box: Any) -> None:

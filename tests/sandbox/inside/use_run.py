@@ -198,6 +198,22 @@ def test_shell_timeout(box: Any) -> None:
         shell.run("true")
 
 
+def test_shell_outlasts_its_commands(netns: Any, work: Path) -> None:
+    """The box's time is that of each command, and not of the whole session."""
+    with netns.sandbox(workdir=work, timeout=1) as box, box.shell() as shell:
+        for _ in range(3):
+            assert shell.run("sleep 0.5").returncode == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            shell.run("sleep 60")
+
+
+def test_no_text(box: Any) -> None:
+    """Output that is no text loses nobody what a command has done."""
+    done = box.run("printf '\\377'; echo x > new", shell=True, capture_output=True, text=True)
+    assert done.stdout == "\N{REPLACEMENT CHARACTER}"
+    assert len(done.changes) == 1
+
+
 def test_closed(netns: Any, work: Path) -> None:
     """A box that is closed is of no use, and says so; closing it twice is harmless."""
     box = netns.sandbox(workdir=work)
