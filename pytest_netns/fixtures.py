@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.service import ServicePort
 
-__all__ = ["netns", "netns_egress", "netns_port", "netns_sandbox", "netns_service"]
+__all__ = ["netns", "netns_egress", "netns_factory", "netns_port", "netns_sandbox", "netns_service"]
 
 
 @pytest.fixture
@@ -37,6 +38,16 @@ def netns_egress(request: pytest.FixtureRequest, netns: Namespace) -> Iterator[E
     egress = Egress(netns, isolation.session.ready().client, rules=rules, test=test.nodeid)
     yield egress
     egress.close()
+
+
+@pytest.fixture
+def netns_factory(request: pytest.FixtureRequest) -> Callable[..., Namespace]:
+    """Makes further namespaces for the test: ``other = netns_factory(allow=[...], port=...)``."""
+    from pytest_netns.isolation import ISOLATION  # noqa: PLC0415
+
+    isolation = request.config.stash[ISOLATION]
+    isolation.namespace_of(request.node)  # or it fails, or skips
+    return functools.partial(isolation.further, request.node)
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_netns import report
+from pytest_netns import report, values
 from pytest_netns.aftermath import strand
 from pytest_netns.detours import Detour
-from pytest_netns.errors import KernelError, NetnsError
+from pytest_netns.errors import KernelError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import clock
 from pytest_netns.markers import marks_of
 from pytest_netns.report import RECORD
@@ -134,6 +135,19 @@ class Isolation:
             wish = "asks for a network of its own through a fixture, but is marked no_netns; take one of the two away"
             pytest.fail(f"{item.nodeid} {wish} (the marker is on {settings.opted_out_by})", pytrace=False)
         return (self.leaf or self.open(item, settings)).namespace
+
+    def further(self, item: pytest.Item, *, allow: Sequence[str] = (), port: int | None = None) -> Namespace:
+        """Make one more leaf for a test that is running; it goes by the test's rules, and these."""
+        record = item.stash.get(RECORD, None)
+        if record is None:
+            raise NamespaceClosedError(f"{item.nodeid} is over: call netns_factory while the test runs")
+        settings = self.settings_of(item)
+        rules = dict.fromkeys((*settings.allow, *values.rules(allow, "netns_factory(allow=...)")))
+        chosen = settings.port if port is None else values.port(port, "netns_factory(port=...)")
+        settings = dataclasses.replace(settings, allow=tuple(rules), port=chosen)
+        namespace = self.session.ready().leases.take_further(item, settings).namespace
+        record.further.append(namespace)
+        return namespace
 
     def open(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Bring the process into the test's leaf, from now on, whatever its mode and markers say of it."""

@@ -81,6 +81,7 @@ class Leases:
         self._shared = shared
         self._rules = rules
         self._alive: dict[_Key, Leaf] = {}
+        self._further: list[Leaf] = []
         self._own: Leaf | None = None
 
     def take(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
@@ -118,9 +119,16 @@ class Leases:
         if self._own is not None:
             self._client.label(self._own.namespace.name, OUTSIDE, rules=self._rules)
 
-    def _lease(self, key: _Key, test: str, settings: ItemSettings) -> Leaf:
+    def take_further(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
+        """Return one more leaf for the test that is running, until its end."""
+        leaf = self._lease((Scope.FUNCTION, item), item.nodeid, settings, further=True)
+        self._further.append(leaf)
+        return leaf
+
+    def _lease(self, key: _Key, test: str, settings: ItemSettings, *, further: bool = False) -> Leaf:
         since, begin = processes.last_pid(), clock.monotonic()
-        grant = self._client.lease(test, service_port=settings.port, rules=settings.allow, sni=settings.sni)
+        lease = self._client.lease_further if further else self._client.lease
+        grant = lease(test, service_port=settings.port, rules=settings.allow, sni=settings.sni)
         took = (clock.monotonic() - begin) * 1000
         _log.info("leaf %s, %s, for %s: port %d, %.1f ms", grant.name, grant.ipv4, test, settings.port, took)
         _tell(grant.name, settings)
@@ -139,6 +147,7 @@ class Leases:
 
     def left(self, nextitem: pytest.Item | None) -> Iterator[Leaf]:
         """Yield the leaves that nothing needs any more when ``nextitem`` comes next."""
+        yield from self._further[:]
         needed = nextitem.listchain() if nextitem is not None else []
         for (scope, node), leaf in list(self._alive.items()):
             if scope is Scope.FUNCTION or (node not in needed and not leaf.tenants):
@@ -156,7 +165,10 @@ class Leases:
         Raises:
             NetnsError: some could not be ended.
         """
-        self._alive.pop((leaf.scope, leaf.node), None)
+        if leaf in self._further:
+            self._further.remove(leaf)
+        else:
+            self._alive.pop((leaf.scope, leaf.node), None)
         self._pools.depart()
         threads = [] if leaf is self._own else self._left_threads(leaf)
         try:
@@ -179,7 +191,7 @@ class Leases:
 
     def release_all(self) -> None:
         """Give back whatever is alive, and end what was left in the worker leaf, at the end of the run."""
-        for leaf in list(self._alive.values()):
+        for leaf in [*self._further, *self._alive.values()]:
             with contextlib.suppress(NetnsError):
                 self.release(leaf)
         if self._worker is not None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_netns.errors import NetnsError
-from pytest_netns.fixtures import netns, netns_egress, netns_port, netns_sandbox, netns_service
+from pytest_netns.fixtures import netns, netns_egress, netns_factory, netns_port, netns_sandbox, netns_service
 from pytest_netns.options import LOOKS, add_options
 from pytest_netns.settings import FORMS, EgressMode, Mode, Settings, SettingsError
 
-__all__ = ["netns", "netns_egress", "netns_port", "netns_sandbox", "netns_service"]
+__all__ = ["netns", "netns_egress", "netns_factory", "netns_port", "netns_sandbox", "netns_service"]
 
 _FAILURE = pytest.StashKey[str]()
 _SETTINGS = pytest.StashKey[Settings]()

@@ -71,6 +71,7 @@ class Record:
         told: what the failure of the current phase tells of attempts, which then need not be told again.
         ended: the processes that were left, with the signal that ended each, and the test that had started it.
         threads: the names of the threads that were left, each with the test that had started it.
+        further: the leaves that it has made beside its own.
         setup: how long it took to get the leaf, in seconds.
         failed: whether any phase of it has failed.
         capture: the file of its packets, if there is one.
@@ -86,6 +87,7 @@ class Record:
     told: str = ""
     ended: list[tuple[Process, str, str]] = field(default_factory=list)
     threads: list[tuple[str, str]] = field(default_factory=list)
+    further: list[Namespace] = field(default_factory=list)
     setup: float = 0.0
     failed: bool = False
     capture: str = ""
@@ -95,7 +97,7 @@ class Record:
 
     def flows(self, client: GatewayClient) -> list[Flow]:
         """Ask the gateway what the test has tried by now."""
-        leaves = [self.namespace.name]
+        leaves = [self.namespace.name, *(one.name for one in self.further)]
         if self.namespace.worker is not None:
             leaves.append(self.namespace.worker.name)
         flows = [flow for leaf in leaves for flow in client.flows(leaf, after=self.started)]
@@ -121,7 +123,7 @@ class Record:
         return not self._is_own(flow) or flow.test == self.test
 
     def _is_own(self, flow: Flow) -> bool:
-        return self.own and flow.leaf == self.namespace.name
+        return (self.own and flow.leaf == self.namespace.name) or flow.leaf in [one.name for one in self.further]
 
     def _remedy(self, flow: Flow) -> str:
         reason = f": {flow.reason}" if flow.reason else ""

@@ -62,10 +62,20 @@ def gather(record: Record, client: GatewayClient | None) -> Scene:
         leaf_line(record.namespace),
         *shortened([f"listening: {line}" for line in here.listening]),
         *shortened([f"listening in the worker's network: {line}" for line in above.listening]),
+        *_beside(record),
         *_attempts(record, client),
         *shortened([f"running: {line}" for line in here.others]),
     ]
     return Scene(lines, frozenset(here.ports | above.ports))
+
+
+def _beside(record: Record) -> Iterator[str]:
+    """Yield what there is in the leaves that a test has made beside its own."""
+    for namespace in record.further:
+        yield leaf_line(namespace)
+        found = _inhabitants(namespace)
+        lines = [*(f"listening: {line}" for line in found.listening), *(f"running: {line}" for line in found.others)]
+        yield from shortened([f"in {namespace.name}: {line}" for line in lines])
 
 
 class _Inhabitants(NamedTuple):

@@ -45,7 +45,7 @@ DEFAULT_PORT: Final = 8080
 DEFAULT_OUTPUT: Final = "test-results"
 MARKER: Final = "netns"
 OPT_OUT: Final = "no_netns"
-ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_egress", "netns_sandbox", "netns_service"})
+ISOLATING_FIXTURES: Final = frozenset({"netns", "netns_egress", "netns_factory", "netns_sandbox", "netns_service"})
 
 
 @dataclass(frozen=True, slots=True)

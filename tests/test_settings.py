@@ -103,6 +103,7 @@ def test_wrong_value_is_named(options: dict[str, Any], ini: dict[str, Any], word
         (Mode.MARKED, [], ["netns"], True),
         (Mode.MARKED, [], ["netns_service"], True),
         (Mode.MARKED, [], ["netns_egress"], True),
+        (Mode.MARKED, [], ["netns_factory"], True),
         (Mode.MARKED, [opt_out(), mark("test_a.py")], [], False),
         (Mode.MARKED, [mark(), opt_out("test_a.py")], [], True),
         (Mode.MARKED, [mark(), opt_out()], [], False),

@@ -163,6 +163,14 @@ class GatewayClient:
             self.label(grant.name, test, service_port=service_port, rules=rules, sni=sni)
         return grant
 
+    def lease_further(self, test: str, *, service_port: int, rules: Sequence[str], sni: bool) -> LeafGrant:
+        """Get one more leaf for a test, beside its own, which the worker's loopback goes on being continued in."""
+        number = self._send(op="lease", test=test, port=service_port, rules=list(rules), sni=sni, further=True)
+        grant = _granted(self._answer("lease", number), service_port)
+        if rules:
+            self._ruled.add(grant.name)
+        return grant
+
     def activate(self, name: str) -> None:
         """Continue the worker leaf's loopback in this leaf from now on."""
         self._ask(op="activate", leaf=name)

@@ -182,8 +182,12 @@ class Gateway:
         sni: bool = True,
         port: int = 8080,
         instead_of: str | None = None,
+        further: bool = False,
     ) -> Reply | Awaitable[Reply]:
-        """Hand out a fresh leaf for a test, by whose rules it goes, and take one back."""
+        """Hand out a fresh leaf for a test, by whose rules it goes, and take one back.
+
+        A ``further`` one is beside the test's own, in which the worker leaf's loopback goes on being continued.
+        """
         if not worker.name:
             raise ValueError("a client has to join before it gets leaves")
         if instead_of is not None:
@@ -191,22 +195,23 @@ class Gateway:
         policy = Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni)
         leaf = self._stock.take(worker)
         if isinstance(leaf, Leaf):
-            return self._hand_out(worker, leaf, test, policy, port)
-        return self._hand_out_later(worker, leaf, test, policy, port)
+            return self._hand_out(worker, leaf, test, policy, port, further=further)
+        return self._hand_out_later(worker, leaf, test, policy, port, further=further)
 
     async def _hand_out_later(
-        self, worker: Worker, leaf: Awaitable[Leaf], test: str, policy: Policy, port: int
+        self, worker: Worker, leaf: Awaitable[Leaf], test: str, policy: Policy, port: int, *, further: bool
     ) -> Reply:
-        return self._hand_out(worker, await leaf, test, policy, port)
+        return self._hand_out(worker, await leaf, test, policy, port, further=further)
 
-    def _hand_out(self, worker: Worker, leaf: Leaf, test: str, policy: Policy, port: int) -> Reply:
+    def _hand_out(self, worker: Worker, leaf: Leaf, test: str, policy: Policy, port: int, *, further: bool) -> Reply:
         worker.made += 1
         live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, test)
         live.port = port
         worker.tests[live.name] = live
         self._log.begin(live.name, test)
         self._apply(live, policy)
-        self._activate(worker, live.name)
+        if not further:
+            self._activate(worker, live.name)
         return _granted(live)
 
     def _activate(self, worker: Worker, leaf: str) -> Reply:
