@@ -1,131 +1,200 @@
-"""What boxes cost: ``python benchmarks/sandbox.py``, as root or as an ordinary user.
+"""What a box costs, against bubblewrap started by hand, and against no box at all.
 
-- the time of ``box.run(["true"])``, beside that of the same bubblewrap command by hand,
-- the time of ``git status`` on a tree of 10,000 files, beside that outside,
-- the memory of an idle box.
+    python benchmarks/sandbox.py [--rounds 7]
+
+The parts:
+
+    command   box.run(["true"]), and the same bubblewrap command, with the same arguments, started by subprocess.run()
+              or the 800 ms that Docker publishes for starting a container
+    first     the same with the making of the box
+    idle      what a box that runs nothing adds to the processes' proportional set size
+    files     git status on a tree of 10,000 files, in a box and outside: behind an overlay, and with overlay=False. An
+              overlay's files are new ones to git, which reads them all the first time; that is a row of its own
+
+What is compared takes turns within a round, and who is first changes from round to round, so that a machine that slows
+down slows both. A row gives the median over the rounds, and the least and greatest in brackets; ratios are taken within
+a round. Run it on a machine with nothing else to do, as root or an ordinary user, with bubblewrap and git installed.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from pytest_netns.gateway.client import GatewayClient, run_directory
 from pytest_netns.kernel import privilege
 from pytest_netns.namespace import Namespace
-from pytest_netns.sandbox import meter
-from pytest_netns.sandbox.box import Sandbox
+from pytest_netns.sandbox import bubblewrap, meter, seccomp, view
+from pytest_netns.sandbox.options import View
 
-ROUNDS = 100
-FILES = 10_000
+_COMMANDS: Final = 20  # of each kind, in a round
+_BOXES: Final = 10
+_DOCKER: Final = 800.0  # milliseconds
+_FOLDERS, _FILES = 100, 100
+_STATUSES: Final = 10
+_STATUS: Final = "git -c safe.directory='*' status --porcelain"
+_TIMED: Final = "TIMEFORMAT=%3R; time for number in {{1..{count}}}; do {command}; done"
 
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long something takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    """Do both in turns, so that a busy machine is as unfair to one as to the other; return the times in ms."""
-    pairs = [(seconds(ours) * 1e3, seconds(theirs) * 1e3) for _ in range(rounds)]
-    return [one for one, _ in pairs], [other for _, other in pairs]
+Rows = dict[str, float]
 
 
-def report(what: str, ours: list[float], theirs: list[float], names: tuple[str, str]) -> None:
-    """Print medians and minima, and how they compare."""
-    for name, times in zip(names, (ours, theirs), strict=True):
-        print(f"{what}, {name}: median {statistics.median(times):.2f} ms, least {min(times):.2f} ms")
-    medians = statistics.median(ours) / statistics.median(theirs)
-    print(f"{what}: {medians:.2f} times by the medians, {min(ours) / min(theirs):.2f} times by the least")
+@contextlib.contextmanager
+def _namespace() -> Iterator[Namespace]:
+    if not privilege.is_root():
+        privilege.enter_user_namespace()
+        privilege.disinherit()
+    client = GatewayClient.connect(run_directory(f"benchmark-{os.getpid()}"))
+    try:
+        namespace = Namespace(client.join("benchmark"), client)
+        try:
+            yield namespace
+        finally:
+            namespace.close()
+    finally:
+        client.close()
 
 
-def by_hand(workdir: str) -> list[str]:
-    """Return the bubblewrap command that somebody would write for the same confinement."""
-    command = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup"]
-    command += ["--disable-userns", "--die-with-parent", "--new-session", "--hostname", "box"]
-    command += ["--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
-    for masked in ("/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sysrq-trigger"):
-        command += ["--ro-bind", "/dev/null", masked] if os.path.exists(masked) else []
-    command += ["--tmpfs", "/sys/fs/cgroup"] if os.path.isdir("/sys/fs/cgroup") else []
-    for hidden in ("/home", "/root", "/tmp", "/run", "/var", "/mnt", "/media"):
-        command += ["--tmpfs", hidden] if os.path.isdir(hidden) else []
-    return [*command, "--bind", workdir, workdir, "--chdir", workdir, "true"]
+def _milliseconds(run: Callable[[], object]) -> float:
+    """Return the median time that something takes."""
+    spent = []
+    for _ in range(_COMMANDS):
+        began = time.perf_counter()
+        run()
+        spent.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(spent)
 
 
-def tree(place: Path) -> Path:
-    """Make a repository with many files."""
-    for number in range(FILES):
-        path = place / f"d{number // 100}" / f"f{number}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"{number}\n")
-    identity = ["-c", "user.name=n", "-c", "user.email=e@example.com"]
-    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"], ["status", "-s"]):
-        subprocess.run(["git", *command], cwd=place, check=True)
-    return place
+class ByHand:
+    """Bubblewrap as one would start it oneself: with the arguments of a box, and ordinary directories for its stage."""
+
+    def __init__(self, stage: Path, workdir: Path) -> None:
+        """Prepare what is the same each time."""
+        plan = view.plan(View(workdir=str(workdir)))
+        names = ("merged", "nothing", "shm", *(f"cover{number}" for number in range(len(plan.covers))))
+        for name in names:
+            (stage / name).mkdir()
+        (stage / "empty").touch()
+        binds = tuple(bind for bind in plan.binds if not bind.asked)
+        hidden = [(path, os.path.isdir(path)) for path in plan.hidden]
+        self._arguments = [
+            *bubblewrap.confinement("by-hand", os.geteuid(), os.getegid()),
+            *view.arguments(plan._replace(binds=binds), str(stage), hidden),
+            *("--chdir", str(workdir)),
+        ]
+        self._filter = stage / "seccomp"
+        self._filter.write_bytes(seccomp.program())
+
+    def run(self) -> None:
+        """Run ``true``."""
+        with self._filter.open("rb") as file:
+            fd = file.fileno()
+            command = [bubblewrap.find().path, *self._arguments, "--seccomp", str(fd), "--", "true"]
+            subprocess.run(command, check=True, pass_fds=[fd])
 
 
-def parent(pid: int) -> int:
-    """Return the parent of a process."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def _command(namespace: Namespace, number: int) -> Rows:
+    with tempfile.TemporaryDirectory() as stage, tempfile.TemporaryDirectory() as name:
+        by_hand = ByHand(Path(stage), Path(name))
+        with namespace.sandbox(workdir=name) as box:
+            runs = {"box": lambda: box.run(["true"], check=True), "hand": by_hand.run}
+            order = sorted(runs, reverse=bool(number % 2))
+            spent = {kind: _milliseconds(runs[kind]) for kind in order}
+    return {
+        "bubblewrap by hand (ms)": spent["hand"],
+        "box.run (ms)": spent["box"],
+        "box.run : bubblewrap by hand": spent["box"] / spent["hand"],
+        "Docker's 800 ms : box.run": _DOCKER / spent["box"],
+    }
 
 
-def own_memory(pid: int) -> int:
-    """Return the KB of memory that a process shares with no other."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+def _first(namespace: Namespace, number: int) -> Rows:
+    """Measure from wanting a box to the end of its first command."""
+    del number
+    with tempfile.TemporaryDirectory() as name:
+        began = time.perf_counter()
+        with namespace.sandbox(workdir=name) as box:
+            box.run(["true"], check=True)
+            return {"a box, and its first command (ms)": (time.perf_counter() - began) * 1e3}
 
 
-def measure(box: Sandbox, namespace: Namespace, place: Path) -> None:
-    """Print the numbers."""
-    hand = by_hand(str(place))
-    subprocess.run(hand, check=True)
-    names = ("box.run", "by hand")
-    report("true", *compare(lambda: box.run(["true"]), lambda: subprocess.run(hand, check=True), ROUNDS), names)
-    repeated = "for i in 1 2 3 4 5 6 7 8 9 10; do git status -s; done; git status -s > /dev/null"
-    status = ["sh", "-c", f"export GIT_OPTIONAL_LOCKS=0; {repeated}"]
-    inside = lambda: box.run(status, check=True)  # noqa: E731
-    outside = lambda: namespace.run(status, check=True, cwd=place)  # noqa: E731
-    inside()
-    report("11 git status", *compare(inside, outside, 10), ("in the box", "outside"))
-    idle = box.popen(["sleep", "60"])
-    while idle.pid is None:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    keeper = parent(parent(idle.pid))
-    with privilege.raised():
-        for name, pids in (("its keeper", [keeper]), ("bubblewrap and sleep", meter.family(keeper)[1:])):
-            print(f"idle box, {name}: {sum(map(own_memory, pids))} KB that it shares with nobody")
-    idle.close()
+def _tree(folder: Path) -> None:
+    for directory in range(_FOLDERS):
+        (folder / str(directory)).mkdir()
+        for number in range(_FILES):
+            (folder / str(directory) / f"{number}.txt").write_text(f"{directory} {number}\n" * 20, encoding="utf-8")
+    git = ["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.com", "-C", str(folder)]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+
+
+def _timed(run: Callable[..., subprocess.CompletedProcess[str]], count: int, **kwargs: str) -> float:
+    """Return the milliseconds of one ``git status``, as the shell measures it."""
+    line = _TIMED.format(count=count, command=_STATUS)
+    done = run(["bash", "-c", line], check=True, capture_output=True, text=True, **kwargs)
+    return float(done.stderr) * 1e3 / count
+
+
+def _files(namespace: Namespace, folder: str, number: int) -> Rows:
+    with namespace.sandbox(workdir=folder) as box, namespace.sandbox(workdir=folder, overlay=False) as direct:
+        first = _timed(box.run, 1)
+        runs = {
+            "overlay": lambda: _timed(box.run, _STATUSES),
+            "direct": lambda: _timed(direct.run, _STATUSES),
+            "outside": lambda: _timed(subprocess.run, _STATUSES, cwd=folder),
+        }
+        order = list(runs)[number % 3 :] + list(runs)[: number % 3]
+        spent = {kind: runs[kind]() for kind in order}
+    return {
+        "git status outside (ms)": spent["outside"],
+        "git status, overlay=False : outside": spent["direct"] / spent["outside"],
+        "git status, overlay : outside": spent["overlay"] / spent["outside"],
+        "the first one, overlay : outside": first / spent["outside"],
+    }
+
+
+def _memory() -> int:
+    return sum(map(meter.proportional, meter.family(os.getpid())))
+
+
+def _idle(namespace: Namespace, number: int) -> Rows:
+    del number
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as name:
+        stack.enter_context(namespace.sandbox(workdir=name)).run(["true"], check=True)
+        before = _memory()
+        for _ in range(_BOXES):
+            stack.enter_context(namespace.sandbox(workdir=name)).run(["true"], check=True)
+        return {"an idle box (MB)": (_memory() - before) / _BOXES / 1e6}
+
+
+def _measure(part: Callable[[int], Rows], rounds: int) -> None:
+    found: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for name, value in part(number).items():
+            found.setdefault(name, []).append(value)
+    for name, values in found.items():
+        print(f"{name:40} {statistics.median(values):9.2f}  [{min(values):.2f} .. {max(values):.2f}]", flush=True)
 
 
 def main() -> None:
-    """Make a leaf and a box, and measure."""
-    if not privilege.is_root():
-        privilege.enter_user_namespace()
-    client = GatewayClient.connect(run_directory(uuid.uuid4().hex))
-    place = Path(tempfile.mkdtemp(prefix="netns-bench-", dir="/var/tmp"))
-    namespace = Namespace(client.join("bench"), client)
-    privilege.disinherit()
-    try:
-        with namespace, namespace.sandbox(workdir=tree(place), memory="1G") as box:
-            print(f"{'root' if privilege.is_root() else 'ordinary user'}, limits by {dict(box.limits)}")
-            measure(box, namespace, place)
-    finally:
-        namespace.close()
-        client.close()
-        shutil.rmtree(place, ignore_errors=True)
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with _namespace() as namespace, tempfile.TemporaryDirectory() as folder:
+        namespace.sandbox().run(["true"], check=True)  # starts the process that makes boxes
+        for part in (_command, _first, _idle):
+            _measure(lambda number, part=part: part(namespace, number), rounds)  # type: ignore[misc]
+        _tree(Path(folder))
+        _measure(lambda number: _files(namespace, folder, number), rounds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
