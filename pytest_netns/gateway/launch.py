@@ -101,8 +101,10 @@ def finish(begun: Begun) -> None:
 def _read_report(ready: int) -> dict[str, Any] | None:
     deadline = time.monotonic() + START_TIMEOUT
     data = b""
+    readable = select.poll()  # select(2) knows no descriptor above 1023
+    readable.register(ready, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
-        if not select.select([ready], [], [], left)[0]:
+        if not readable.poll(left * 1000):
             break
         chunk = os.read(ready, 65536)
         if not chunk:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -63,3 +65,17 @@ assert "pyroute2.netlink.rtnl.ifinfmsg" in sys.modules
 assert "pyroute2.ndb" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@inside
+def test_starts_a_gateway_however_much_is_open(own_world: World) -> None:
+    """A process that has more than 1024 files open can start the gateway, too."""
+    with contextlib.ExitStack() as stack:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while stack.enter_context(open(os.devnull, "rb")).fileno() < 1024:
+            pass
+        client = own_world.connect()
+        client.join("busy")
+        client.close()
