@@ -38,7 +38,7 @@ from egress_server import serve
 from egress_traffic import upload
 from egress_world import Job, Place, fresh
 
-from pytest_netns.gateway.client import GatewayClient, run_directory
+from pytest_netns.gateway.client import GatewayClient, LeafGrant, run_directory
 from pytest_netns.kernel import links, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 
@@ -111,14 +111,18 @@ def crowd(options: argparse.Namespace) -> Iterator[str]:
     """Take leaves and keep them."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    kept: list[LeafGrant] = []
     with _client("crowd") as client:
         time.sleep(1)  # for the kernel to clear what came before
         before, available, moments = machine(), _field("/proc/meminfo", "MemAvailable"), [time.perf_counter()]
         for number in range(options.leaves):
-            client.lease(f"test_{number}")
+            kept.append(client.lease(f"test_{number}"))
             moments.append(time.perf_counter())
         available -= _field("/proc/meminfo", "MemAvailable")
         grown = machine()["kernel KiB"] - before["kernel KiB"]
+    for leaf in kept:
+        os.close(leaf.net_fd)
+        os.close(leaf.mnt_fd)
     spent = [(later - sooner) * 1e3 for sooner, later in itertools.pairwise(moments)]
     early, late = statistics.median(spent[5:55]), statistics.median(spent[-50:])
     yield f"{options.leaves} leaves at once: {available / options.leaves / 1024:.3f} MiB each of available memory,"
