@@ -94,6 +94,4 @@ class Agent:
         return self._session.run(command, timeout=PATIENCE)
 
     def _run(self, *command: str, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002 - run()'s
-        return self._box.run(
-            command, input=input, timeout=PATIENCE, capture_output=True, encoding="utf-8", errors="replace"
-        )
+        return self._box.run(command, input=input, timeout=PATIENCE, capture_output=True, text=True)
