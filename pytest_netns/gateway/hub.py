@@ -21,6 +21,7 @@ from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlin
 from pytest_netns.kernel.queue import PacketQueue
 
 _LOOPBACK_MTU: Final = 65536
+_MAIN_TABLE: Final = 254
 _RELAY_TABLE: Final = 100
 _IP_TRANSPARENT: Final = 19
 _IPV6_TRANSPARENT: Final = 75
@@ -158,6 +159,11 @@ def _links() -> bytes:
             links.add_mark_rule(family, rulesets.MARK_RELAY, _RELAY_TABLE),
             links.add_local_route(rulesets.LO_INDEX, network, _RELAY_TABLE),
         ]
+    # An alias that leads to no leaf leads back here, and is refused: nobody listens there, also without a test.
+    messages += [
+        links.add_route(rulesets.LO_INDEX, addressing.ALIASES),
+        links.add_local_route(rulesets.LO_INDEX, addressing.TEST_ALIASES6, _MAIN_TABLE),
+    ]
     return b"".join(messages)
 
 

@@ -66,6 +66,9 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
     ]
     forward = [
         [*nft.groups_in_set(PEERS), ACCEPT],
+        # An alias that leads to no leaf: nobody listens there.
+        [*nft.oif(LO_INDEX), *nft.l4proto(_TCP), *nft.reject_tcp_reset()],
+        [*nft.oif(LO_INDEX), *nft.reject_port_unreachable()],
         *_verdicts(),
         *_never_again(),
         queue,
@@ -156,6 +159,8 @@ def _relay(port: int) -> list[Rule]:
 def _to_the_hub() -> list[Rule]:
     """Let the name server and ping answer, what the hub itself dialled in a leaf, and nothing else."""
     own = _to(addressing.GATEWAY)
+    aliases = addressing.TEST_ALIASES6
+    no_alias = nft.address(aliases.network_address.packed, destination=True, prefix=aliases.prefixlen, equal=False)
     return [
         *[
             [*_to(address), *nft.l4proto(protocol), *nft.ct_state(_ESTABLISHED), ACCEPT]
@@ -165,7 +170,9 @@ def _to_the_hub() -> list[Rule]:
         *[[*own, *nft.l4proto(protocol), *nft.dport(_DNS), ACCEPT] for protocol in (_UDP, _TCP)],
         [*own, *nft.l4proto(_ICMP), ACCEPT],
         [*nft.fib_local("local"), *nft.l4proto(_ICMPV6), ACCEPT],
-        [*nft.fib_local("local"), *nft.reject_admin_prohibited()],
+        [*nft.family(nft.NFPROTO_IPV4), *nft.fib_local("local"), *nft.reject_admin_prohibited()],
+        # An alias leads here for want of a test; the gateway may have to be asked of it first.
+        [*nft.family(nft.NFPROTO_IPV6), *no_alias, *nft.fib_local("local"), *nft.reject_admin_prohibited()],
     ]
 
 

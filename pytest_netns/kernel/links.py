@@ -139,11 +139,18 @@ def add_address(
 
 
 def add_route(
-    index: int, destination: Address | None, gateway: Address | None = None, *, family: int = 0, replace: bool = False
+    index: int,
+    destination: Address | ipaddress.IPv4Network | None,
+    gateway: Address | None = None,
+    *,
+    family: int = 0,
+    replace: bool = False,
 ) -> bytes:
-    """Route one address, or everything where ``destination`` is None, out of an interface."""
+    """Route one address, a network, or everything where ``destination`` is None, out of an interface."""
+    length: int = 0 if destination is None else destination.max_prefixlen
+    if isinstance(destination, ipaddress.IPv4Network):
+        length, destination = destination.prefixlen, destination.network_address
     known = destination or gateway
-    length = 0 if destination is None else destination.max_prefixlen
     attributes: list[tuple[str, Any]] = [("RTA_OIF", index)]
     if destination is not None:
         attributes.append(("RTA_DST", str(destination)))

@@ -22,7 +22,7 @@ PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 
 _REGISTER: Final = 1  # NFT_REG_1: 16 bytes
 _REGISTER32: Final = 8  # NFT_REG32_00, the first 4 bytes of the same
-_META: Final = {"mark": 3, "iif": 4, "nfproto": 15, "l4proto": 16, "iifgroup": 21, "oifgroup": 22}
+_META: Final = {"mark": 3, "iif": 4, "oif": 5, "nfproto": 15, "l4proto": 16, "iifgroup": 21, "oifgroup": 22}
 _NETWORK: Final = 1
 _TRANSPORT: Final = 2
 ADDRTYPE: Final = {"unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5}
@@ -74,6 +74,11 @@ def set_mark(value: int) -> Rule:
 def iif(index: int, *, equal: bool = True) -> Rule:
     """Match the index of the interface that the packet came in by."""
     return meta("iif", struct.pack("=I", index), equal=equal)
+
+
+def oif(index: int) -> Rule:
+    """Match the index of the interface that the packet goes out by."""
+    return meta("oif", struct.pack("=I", index))
 
 
 def l4proto(protocol: int) -> Rule:
