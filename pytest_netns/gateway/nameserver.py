@@ -150,7 +150,7 @@ class NameServer:
         if self._last_refused != (leaf.name, name, client[1]):
             self._last_refused = (leaf.name, name, client[1])
             box = boxes.box_of(leaf, "dns", client[1])
-            flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason, sandbox=box)
+            flow = Flow(time.time(), leaf.name, leaf.test, "dns", name, None, None, BLOCKED, reason=reason, sandbox=box)
             key = client[0], client[1], str(addressing.GATEWAY), _PORT
             self._log.add(flow, leaf.owner.name, key=key)
             self._questions.add(leaf.name, leaf.test, name, reason or "not on the test's allow-list", refused=True)
