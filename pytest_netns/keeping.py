@@ -52,10 +52,11 @@ def keep(session: Session, record: Record) -> str | None:
     where = {"path": record.capture} if record.capture else {"directory": session.outputs.captures}
     keys = (session.keys, record.keys_from) if session.keys is not None else ("", 0)
     try:
-        record.capture, count = client.save(
+        record.capture, count, missing = client.save(
             record.namespace.name, record.test, since=record.started, keys=keys, **where
         )
     except (NetnsError, OSError) as error:
         return f"capture: {error}"
     path = os.path.relpath(record.capture, session.config.invocation_params.dir)
-    return f"capture: {path} ({count} packets): tshark -r {path}"
+    gaps = f", {missing} missing" if missing else ""
+    return f"capture: {path} ({count} packets{gaps}): tshark -r {path}"

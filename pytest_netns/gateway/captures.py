@@ -194,10 +194,10 @@ class Paths:
 
 
 async def save(capture: Capture, path: str, since: float, label: Label) -> dict[str, Any]:
-    """Write what is kept of a leaf's packets, off the gateway's main thread; return where, and how many they are."""
-    loop = asyncio.get_running_loop()
-    count = await loop.run_in_executor(None, write, path, capture.snapshot(), since, label)
-    return {"path": path, "packets": count}
+    """Write what is kept of a leaf's packets, off the gateway's main thread; return where, and how many there are."""
+    loop, snapshot = asyncio.get_running_loop(), capture.snapshot()
+    count = await loop.run_in_executor(None, write, path, snapshot, since, label)
+    return {"path": path, "packets": count, "missing": snapshot.left_out + snapshot.lost}
 
 
 def keys_from(path: str, offset: int) -> bytes:

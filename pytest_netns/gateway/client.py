@@ -248,8 +248,8 @@ class GatewayClient:
         path: str = "",
         directory: str = "",
         keys: tuple[str, int] = ("", 0),
-    ) -> tuple[str, int]:
-        """Have a test's packets written to a file, and return its path, and how many they are.
+    ) -> tuple[str, int, int]:
+        """Have a test's packets written to a file; return its path, how many they are, and how many are missing.
 
         Args:
             name: the leaf.
@@ -261,7 +261,7 @@ class GatewayClient:
         """
         request = {"leaf": name, "test": test, "since": since, "path": path, "directory": directory, "keys": keys}
         answer = self._ask(op="save", **request)
-        return answer["path"], answer["packets"]
+        return answer["path"], answer["packets"], answer["missing"]
 
     def publish(self, name: str, port: int) -> int:
         """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""

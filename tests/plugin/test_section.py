@@ -23,7 +23,7 @@ def server():
 
 def test_crowded(database, server, netns_service):
     netns_service.wait()
-    subprocess.Popen(["sleep", "71"])
+    subprocess.Popen(["sleep", "171"])
     threading.Thread(target=threading.Event().wait, args=(5,), name="stray", daemon=True).start()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 5353))
@@ -57,10 +57,10 @@ def test_section(pytester: pytest.Pytester, run: Run, outside: str, workers: tup
             "listening: tcp 0.0.0.0:8080, pid *: *python* -m http.server 8080",
             "listening: udp 127.0.0.1:5353, the test's own process",
             "listening in the worker's network: tcp 127.0.0.1:5432, the test's own process",
-            "running: pid *: sleep 71",
+            "running: pid *: sleep 171",
             "running: thread stray",
             "*- netns teardown -*",
-            "left running, ended with SIGTERM: pid *: sleep 71",
+            "left running, ended with SIGTERM: pid *: sleep 171",
             "left running: thread stray",
             f"leaf {leaf}-t2: *",
             f'allowed: tcp 127.0.0.1:* by "{outside}": 0 B sent, 5 B received',
