@@ -11,21 +11,23 @@ The parts:
     files     git status on a tree of 10,000 files, in a box and outside: behind an overlay, and with overlay=False. An
               overlay's files are new ones to git, which reads them all the first time; that is a row of its own
 
-What is compared takes turns within a round, and who is first changes from round to round, so that a machine that slows
-down slows both. A row gives the median over the rounds, and the least and greatest in brackets; ratios are taken within
-a round. Run it on a machine with nothing else to do, as root or an ordinary user, with bubblewrap and git installed.
+What is compared takes turns, and who is first changes, so that a machine that slows down slows both; of the turns in a
+round, the median counts, or the least for git status, which other programs disturb most. A row gives the median over
+the rounds, and the least and greatest in brackets; ratios are taken within a round. Run it on a machine with nothing
+else to do, as root or an ordinary user, with bubblewrap and git installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +41,7 @@ _COMMANDS: Final = 20  # of each kind, in a round
 _BOXES: Final = 10
 _DOCKER: Final = 800.0  # milliseconds
 _FOLDERS, _FILES = 100, 100
-_STATUSES: Final = 10
+_STATUSES, _TURNS = 3, 6
 _STATUS: Final = "git -c safe.directory='*' status --porcelain"
 _TIMED: Final = "TIMEFORMAT=%3R; time for number in {{1..{count}}}; do {command}; done"
 
@@ -62,14 +64,19 @@ def _namespace() -> Iterator[Namespace]:
         client.close()
 
 
+def _take_turns(runs: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """Measure several things by turns, with who is first changing; return what each has taken."""
+    spent: dict[str, list[float]] = {kind: [] for kind in runs}
+    for turn in range(turns):
+        for kind in sorted(runs, reverse=bool(turn % 2)):
+            spent[kind].append(runs[kind]())
+    return spent
+
+
 def _milliseconds(run: Callable[[], object]) -> float:
-    """Return the median time that something takes."""
-    spent = []
-    for _ in range(_COMMANDS):
-        began = time.perf_counter()
-        run()
-        spent.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(spent)
+    began = time.perf_counter()
+    run()
+    return (time.perf_counter() - began) * 1e3
 
 
 class ByHand:
@@ -100,13 +107,15 @@ class ByHand:
             subprocess.run(command, check=True, pass_fds=[fd])
 
 
-def _command(namespace: Namespace, number: int) -> Rows:
+def _command(namespace: Namespace) -> Rows:
     with tempfile.TemporaryDirectory() as stage, tempfile.TemporaryDirectory() as name:
         by_hand = ByHand(Path(stage), Path(name))
         with namespace.sandbox(workdir=name) as box:
-            runs = {"box": lambda: box.run(["true"], check=True), "hand": by_hand.run}
-            order = sorted(runs, reverse=bool(number % 2))
-            spent = {kind: _milliseconds(runs[kind]) for kind in order}
+            runs = {
+                "box": lambda: _milliseconds(lambda: box.run(["true"], check=True)),
+                "hand": lambda: _milliseconds(by_hand.run),
+            }
+            spent = {kind: statistics.median(times) for kind, times in _take_turns(runs, _COMMANDS).items()}
     return {
         "bubblewrap by hand (ms)": spent["hand"],
         "box.run (ms)": spent["box"],
@@ -115,9 +124,8 @@ def _command(namespace: Namespace, number: int) -> Rows:
     }
 
 
-def _first(namespace: Namespace, number: int) -> Rows:
+def _first(namespace: Namespace) -> Rows:
     """Measure from wanting a box to the end of its first command."""
-    del number
     with tempfile.TemporaryDirectory() as name:
         began = time.perf_counter()
         with namespace.sandbox(workdir=name) as box:
@@ -142,7 +150,7 @@ def _timed(run: Callable[..., subprocess.CompletedProcess[str]], count: int, **k
     return float(done.stderr) * 1e3 / count
 
 
-def _files(namespace: Namespace, folder: str, number: int) -> Rows:
+def _files(namespace: Namespace, folder: str) -> Rows:
     with namespace.sandbox(workdir=folder) as box, namespace.sandbox(workdir=folder, overlay=False) as direct:
         first = _timed(box.run, 1)
         runs = {
@@ -150,8 +158,7 @@ def _files(namespace: Namespace, folder: str, number: int) -> Rows:
             "direct": lambda: _timed(direct.run, _STATUSES),
             "outside": lambda: _timed(subprocess.run, _STATUSES, cwd=folder),
         }
-        order = list(runs)[number % 3 :] + list(runs)[: number % 3]
-        spent = {kind: runs[kind]() for kind in order}
+        spent = {kind: min(times) for kind, times in _take_turns(runs, _TURNS).items()}
     return {
         "git status outside (ms)": spent["outside"],
         "git status, overlay=False : outside": spent["direct"] / spent["outside"],
@@ -164,8 +171,7 @@ def _memory() -> int:
     return sum(map(meter.proportional, meter.family(os.getpid())))
 
 
-def _idle(namespace: Namespace, number: int) -> Rows:
-    del number
+def _idle(namespace: Namespace) -> Rows:
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as name:
         stack.enter_context(namespace.sandbox(workdir=name)).run(["true"], check=True)
         before = _memory()
@@ -174,10 +180,10 @@ def _idle(namespace: Namespace, number: int) -> Rows:
         return {"an idle box (MB)": (_memory() - before) / _BOXES / 1e6}
 
 
-def _measure(part: Callable[[int], Rows], rounds: int) -> None:
+def _measure(part: Callable[[], Rows], rounds: int) -> None:
     found: dict[str, list[float]] = {}
-    for number in range(rounds):
-        for name, value in part(number).items():
+    for _ in range(rounds):
+        for name, value in part().items():
             found.setdefault(name, []).append(value)
     for name, values in found.items():
         print(f"{name:40} {statistics.median(values):9.2f}  [{min(values):.2f} .. {max(values):.2f}]", flush=True)
@@ -191,9 +197,9 @@ def main() -> None:
     with _namespace() as namespace, tempfile.TemporaryDirectory() as folder:
         namespace.sandbox().run(["true"], check=True)  # starts the process that makes boxes
         for part in (_command, _first, _idle):
-            _measure(lambda number, part=part: part(namespace, number), rounds)  # type: ignore[misc]
+            _measure(functools.partial(part, namespace), rounds)
         _tree(Path(folder))
-        _measure(lambda number: _files(namespace, folder, number), rounds)
+        _measure(functools.partial(_files, namespace, folder), rounds)
 
 
 if __name__ == "__main__":
