@@ -33,7 +33,7 @@ KEYS = [
     "sent",
     "received",
 ]
-KEYS.append("duration")
+KEYS += ["duration", "sandbox"]
 
 
 def named(number: int = 0) -> str:
