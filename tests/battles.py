@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -29,6 +30,7 @@ class Battle:
 
     def __init__(self, place: Path) -> None:
         """Lay out a home with secrets, and start somebody who has no part in it."""
+        self.name = uuid.uuid4().hex
         self._place = place
         self._home = place / "home"
         for name in SECRETS:
@@ -63,6 +65,7 @@ class Battle:
             **os.environ,
             "HOME": str(self._home),
             "OPENAI_API_KEY": "CANARY-key",
+            "BATTLE": self.name,
             "OUTSIDE_PORT": str(self.outside.getsockname()[1]),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTHONPATH": os.pathsep.join([str(INSIDE.parent.parent), *sys.path]),

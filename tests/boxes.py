@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def tell(label, attempt):
     else:
         print(f"{label}: DONE {result!r}"[:2000], flush=True)
 '''
+
+
+def new_mark() -> str:
+    """Return a word for the command lines of a test's processes, by which they are found among all."""
+    return f"boxmark-{os.environ.get('BATTLE', '')}-{uuid.uuid4().hex}"
 
 
 def secret(name: str) -> Path:

@@ -39,7 +39,7 @@ def test_nothing_is_left(battle: Battle) -> None:
     assert battle.bystander.poll() is None
     with pytest.raises(BlockingIOError):
         battle.outside.accept()
-    assert not members("mark-")
+    assert not members(f"boxmark-{battle.name}")
     assert not [pid for pid in members("pytest_netns.sandbox") if str(INSIDE.parent.parent).encode() in _command(pid)]
     for group in cgroups.find().values():
         left = [name.split("-")[2] for name in os.listdir(group.path) if name.startswith("pytest-netns-")]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from boxes import PYTHON, Attempt, none_left
+from boxes import PYTHON, Attempt, new_mark, none_left
 
 
 def test_fork_bomb(attempt: Attempt, netns: Any, work: Path) -> None:
@@ -169,7 +168,7 @@ tell("open", lambda: [os.open("/dev/null", 0) for _ in range(200)])
 
 def test_sleeping_past_its_time(netns: Any, work: Path) -> None:
     """A command that takes longer than it may is ended, whatever it waits for, and so are its children."""
-    mark = f"mark-{os.urandom(8).hex()}"
+    mark = new_mark()
     with netns.sandbox(workdir=work, timeout=0.5) as box:
         began = time.monotonic()
         done = box.run(
@@ -188,7 +187,7 @@ def test_sleeping_past_its_time(netns: Any, work: Path) -> None:
 
 def test_nobody_waits(netns: Any, work: Path) -> None:
     """The time of a command that nobody waits for runs out as well."""
-    mark = f"mark-{os.urandom(8).hex()}"
+    mark = new_mark()
     with netns.sandbox(workdir=work, timeout=0.5) as box:
         process = box.popen([PYTHON, "-c", "import time; time.sleep(60)", mark])
         time.sleep(0.2)

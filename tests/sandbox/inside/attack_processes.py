@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boxes import PRELUDE, PYTHON, Attempt, members, none_left
+from boxes import PRELUDE, PYTHON, Attempt, members, new_mark, none_left
 
 from pytest_netns.kernel import confinement
 
@@ -21,7 +21,7 @@ from pytest_netns.kernel import confinement
 @pytest.fixture
 def mark() -> str:
     """Return a word that marks the command lines of an attack's processes."""
-    return f"mark-{uuid.uuid4().hex}"
+    return new_mark()
 
 
 def test_outside_is_seen(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
