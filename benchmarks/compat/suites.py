@@ -199,7 +199,7 @@ SUITES = (
         extras="socks",
         drop=("src",),
     ),
-    Suite("flask", "3.1.3", ("asgiref", "greenlet", "pytest<9", "python-dotenv"), drop=("src",)),
+    Suite("flask", "3.1.3", ("asgiref", "greenlet", "pytest<9", "python-dotenv"), drop=("src",), ci=True),
     Suite(
         "asyncssh",
         "2.24.1",
