@@ -28,13 +28,12 @@ def box_of(leaf: LiveLeaf, protocol: str, port: int) -> str | None:
     if not leaf.boxes:
         return None
     wanted = {f"socket:[{inode}]" for pid in leaf.boxes.values() for inode in _sockets(pid, protocol, port)}
-    inside: set[int] = set()
     for name, pid in leaf.boxes.items():
         members = set(listeners.family(pid))
         if _hold(members, wanted):
             return name
-        inside |= members
-    outside = set(listeners.family(leaf.owner.pid)) - inside
+    # A process that a box has started by now descends from its keeper, however short it lived, or hands a socket on.
+    outside = set(listeners.family(leaf.owner.pid, without=frozenset(leaf.boxes.values())))
     return None if _hold(outside, wanted) else next(iter(leaf.boxes))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -77,8 +77,8 @@ def _listening(protocol: str, port: int) -> Iterator[tuple[str, str]]:
                     yield address, fields[9]
 
 
-def family(pid: int) -> Iterator[int]:
-    """Yield a process and all its descendants."""
+def family(pid: int, without: Container[int] = ()) -> Iterator[int]:
+    """Yield a process and all its descendants, but for the families of some of them."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -90,7 +90,7 @@ def family(pid: int) -> Iterator[int]:
     while waiting:
         member = waiting.pop()
         yield member
-        waiting += children.get(member, ())
+        waiting += (child for child in children.get(member, ()) if child not in without)
 
 
 def open_files(pid: int) -> Iterator[str]:
