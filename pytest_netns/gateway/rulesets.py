@@ -209,6 +209,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     icmp = nft.l4proto(_ICMP if own.version == 4 else _ICMPV6)
     inside, outside = nft.iif(LO_INDEX), nft.iif(ETH0_INDEX)
     here = [*inside, *_source(loopback), *_destination(loopback)]
+    own_tcp = [*inside, *nft.l4proto(_TCP), *_destination(own)]
     away = [*nft.rewrite_address(own.packed, destination=False), *nft.rewrite_address(peer.packed, destination=True)]
     back = [*outside, *_source(peer), *_destination(own)]
     home = [
@@ -220,6 +221,10 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     to_loopback = nft.nat(loopback.packed, destination=True)
     share: list[Rule] = [
         [*inside, *icmp, ACCEPT],
+        # A service that is bound to loopback alone answers at the leaf's address too: from inside, by TCP, here.
+        [*own_tcp, *nft.has_socket(), ACCEPT],
+        [*own_tcp, *_source(own), *nft.rewrite_address(loopback.packed, destination=True), ACCEPT],
+        [*own_tcp, *_source(loopback), *nft.rewrite_address(own.packed, destination=False), ACCEPT],
         [*here, *nft.has_socket(), ACCEPT],
         [*here, *away, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
         [*back, *icmp, *inner_home],
@@ -229,7 +234,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     ]
     redirect: list[Rule] = [
         [*outside, *_destination(alias), *to_loopback],
-        # A service that is bound to loopback alone answers at the leaf's address too.
+        # And from outside, by UDP too.
         [*outside, *_destination(own), *nft.has_socket(), ACCEPT],
         [*outside, *_destination(own), *to_loopback],
     ]

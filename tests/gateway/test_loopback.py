@@ -65,6 +65,27 @@ def test_datagrams(world: World, server: str, host: str) -> None:
 
 
 @inside
+@HOSTS
+@pytest.mark.parametrize("name", ["leaf", "worker"])
+def test_own_address_from_inside(world: World, host: str, name: str) -> None:
+    """A service bound to loopback alone answers at its leaf's own address there, too; where none is, it is refused."""
+    visit = Visit(world)
+    leaf = getattr(visit, name)
+    address = leaf.ipv6 if ":" in host else leaf.ipv4
+    with at(leaf):
+        listener = listen(host)
+        client = dial(address, port_of(listener))
+        other = listen(host, kind=DATAGRAM)
+        assert attempt(address, port_of(other)).error == "ECONNREFUSED"
+        connection, peer = listener.accept()
+        assert (peer[0], client.getpeername()[0]) == (address, address)
+        exchange(client, connection)
+        everywhere = listen(address, port_of(listener))
+        dial(address, port_of(listener))
+        assert everywhere.accept()[1][0] == address
+
+
+@inside
 @BOTH
 @HOSTS
 @KINDS
