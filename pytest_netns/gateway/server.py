@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
-from pytest_netns.gateway import captures, listeners, rulesets
+from pytest_netns.gateway import listeners, rulesets
 from pytest_netns.gateway.browsing import Browsing
-from pytest_netns.gateway.captures import Capture, Label, Paths
-from pytest_netns.gateway.conversation import Clients, Reply, page
+from pytest_netns.gateway.captures import Capture
+from pytest_netns.gateway.conversation import Clients, Reply
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
-from pytest_netns.gateway.flows import OUTSIDE, Flow, FlowLog
+from pytest_netns.gateway.flows import OUTSIDE, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
@@ -30,6 +29,7 @@ from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
+from pytest_netns.gateway.records import Records
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.resolver import Resolver
 from pytest_netns.gateway.stock import Stock
@@ -51,12 +51,12 @@ class Gateway:
         self._factory = Factory()
         self._numbers = addressing.Numbers()
         self._stock = Stock(self._begin, self._give_up, self._factory.tap)
-        self._paths = Paths()
         self._by_key: dict[int | str, LiveLeaf] = {}
         self._log = FlowLog()
         self._questions = Questions()
         operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
-        self._clients = Clients(operations, self._bury)
+        records = Records(self._log, self._questions, self._catch_up)
+        self._clients = Clients({**operations, **records.operations}, self._bury)
         self._watchers: Clients
         self._observers: Observers
         self._browsing: Browsing
@@ -227,7 +227,7 @@ class Gateway:
         self, worker: Worker, leaf: str, test: str, rules: list[str], *, port: int | None, sni: bool, wait: bool
     ) -> Reply | None:
         """Let a leaf serve a test, by whose rules it goes from now on."""
-        live = self._named(worker, leaf)
+        live = worker.named(leaf)
         before = live.test
         live.test, live.port, live.since = test, port or live.port, time.time()
         self._log.begin(leaf, test)
@@ -238,7 +238,7 @@ class Gateway:
         return ({}, ()) if wait else None
 
     def _allow(self, worker: Worker, leaf: str, rules: list[str]) -> Reply:
-        live = self._named(worker, leaf)
+        live = worker.named(leaf)
         more = tuple(rule for rule in _parsed(tuple(rules)) if rule not in live.policy.rules)
         self._apply(live, replace(live.policy, rules=live.policy.rules + more))
         return {}, ()
@@ -268,10 +268,6 @@ class Gateway:
         self._catch_up()
         if live in worker.leaves:
             self._drop(worker, live)
-
-    async def _caught_up(self) -> None:
-        await asyncio.sleep(0)  # a packet that is just being judged had the request read first
-        self._catch_up()
 
     def _catch_up(self) -> None:
         """Judge what leaves have sent by now, so that nothing of it is missing from what is told or let go."""
@@ -311,55 +307,15 @@ class Gateway:
 
     def _box(self, worker: Worker, leaf: str, box: str, pid: int | None) -> Reply:
         """Tell a box's flows in a leaf apart from now on, or not any more."""
-        live = self._named(worker, leaf)
+        live = worker.named(leaf)
         if pid is None:
             live.boxes.pop(box, None)
         else:
             live.boxes[box] = pid
         return {}, ()
 
-    async def _flows(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
-        await self._caught_up()
-        self._named(worker, leaf)
-        return page(self._log.of(leaf, after, since), Flow.to_dict)
-
-    async def _asked(self, worker: Worker, leaf: str, after: float, since: int) -> Reply:
-        await self._caught_up()
-        self._named(worker, leaf)
-        return page(itertools.islice(self._questions.of(leaf, after), since, None), astuple)
-
-    def _listening(self, worker: Worker, ports: list[int]) -> Reply:
-        """Tell on which ports of the host's loopback somebody listens."""
-        del worker
-        return {"ports": [port for port in ports if listeners.listens(port)]}, ()
-
-    async def _blocked(self, worker: Worker, since: int, *, own: bool) -> Reply:
-        await self._caught_up()
-        return page(self._log.blocked(worker.name if own else None)[since:], astuple)
-
-    async def _needed(self, worker: Worker, since: int, *, own: bool) -> Reply:
-        await self._caught_up()
-        return page(self._log.needed(worker.name if own else None)[since:], list)
-
-    def _log_to(self, worker: Worker, path: str) -> Reply:
-        del worker
-        self._log.journal.open(path)
-        return {}, ()
-
-    async def _save(
-        self, worker: Worker, leaf: str, *, test: str, since: float, path: str, directory: str, keys: tuple[str, int]
-    ) -> Reply:
-        """Write a test's packets to a file."""
-        await self._caught_up()
-        live = self._named(worker, leaf)
-        if live.capture is None:
-            raise ValueError(f"the packets of {leaf} are not kept")
-        path = path or self._paths.fresh(directory, test)
-        label = Label(leaf, test, list(self._log.remarks(leaf, since)), captures.keys_from(*keys))
-        return await captures.save(live.capture, path, since, label), ()
-
     def _publish(self, worker: Worker, leaf: str, port: int) -> Reply:
-        return {"port": self._publisher.open(self._named(worker, leaf), port)}, ()
+        return {"port": self._publisher.open(worker.named(leaf), port)}, ()
 
     def _unpublish(self, worker: Worker, port: int) -> Reply:
         del worker
@@ -372,14 +328,11 @@ class Gateway:
 
     def _hold(self, worker: Worker, leaf: str, why: str | None) -> Reply:
         """Note why a failed test waits in its leaf for somebody to look inside, or, by None, that it does no more."""
-        self._named(worker, leaf).held = why
+        worker.named(leaf).held = why
         return {}, ()
 
     def _held(self, worker: Worker, leaf: str) -> Reply:
-        return {"held": self._named(worker, leaf).held is not None}, ()
-
-    def _named(self, worker: Worker, leaf: str) -> LiveLeaf:
-        return {live.name: live for live in worker.leaves}[leaf]
+        return {"held": worker.named(leaf).held is not None}, ()
 
     def _register(self, worker: Worker, name: str, leaf: Leaf, test: str = "") -> LiveLeaf:
         live = LiveLeaf(name, leaf, worker, CLOSED, test)
@@ -395,8 +348,7 @@ _READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
 _OPERATIONS: Final = (
     *("join", "lease", "release", "activate", "label", "allow"),
-    *("box", "flows", "asked", "listening", "blocked", "needed", "log_to", "save", "publish", "unpublish"),
-    *("browse", "hold", "held"),
+    *("box", "publish", "unpublish", "browse", "hold", "held"),
 )
 
 

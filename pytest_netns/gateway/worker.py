@@ -114,6 +114,10 @@ class Worker:
         """Every leaf that is alive."""
         return [*self.tests.values(), *([self.own] if self.own else [])]
 
+    def named(self, leaf: str) -> LiveLeaf:
+        """Return a leaf that is alive by its name; KeyError where this worker has none of that name."""
+        return {live.name: live for live in self.leaves}[leaf]
+
     def own_wiring(self) -> Wiring:
         """Return how the worker's own leaf is wired: its loopback is continued in the current test's."""
         group, _ = addressing.groups(self.number)
