@@ -29,7 +29,8 @@ def overview(entries: Entries) -> list[str]:
     lines.append("")
     for user in sorted({user for _, user, _ in _lines(entries)}):
         mine = [line for _, whose, line in _lines(entries) if whose == user]
-        lines += [_share(user, configuration, mine) for configuration in ISOLATED]
+        ran = (name for name in ISOLATED if any(name in line["lost"] for line in mine))
+        lines += [_share(user, configuration, mine) for configuration in ran]
     return lines
 
 
