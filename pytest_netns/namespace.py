@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.make import SandboxOptions
 
-__all__ = ["ENVIRONMENT", "Namespace", "Position", "Process", "hop_to"]
+__all__ = ["ENVIRONMENT", "Namespace", "Position", "Process", "hop_to", "settle_streams"]
 
 
 class Namespace:
@@ -149,14 +149,7 @@ class Namespace:
 
         Only the start happens inside; the caller waits where it is.
         """
-        if capture_output:
-            if {"stdout", "stderr"} & kwargs.keys():
-                raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-            kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if input is not None:
-            if kwargs.get("stdin") is not None:
-                raise ValueError("stdin and input arguments may not both be used.")
-            kwargs["stdin"] = subprocess.PIPE
+        settle_streams(kwargs, input, capture_output=capture_output)
         with self.popen(args, **kwargs) as process:
             output, errors = _communicate(process, input, timeout)
         finished = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -268,6 +261,21 @@ class Namespace:
     def _changing_mounts(self) -> Iterator[None]:
         with self._inside(), privilege.raised():
             yield
+
+
+def settle_streams(kwargs: dict[str, Any], data: Any, *, capture_output: bool, piped: bool = False) -> None:
+    """Read the arguments of ``subprocess.run`` that say what is fed and captured; ``piped`` has all output captured."""
+    if capture_output:
+        if {"stdout", "stderr"} & kwargs.keys():
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if data is not None:
+        if kwargs.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        kwargs["stdin"] = subprocess.PIPE
+    if piped:
+        kwargs.setdefault("stdout", subprocess.PIPE)
+        kwargs.setdefault("stderr", subprocess.PIPE)
 
 
 def _communicate(process: subprocess.Popen[Any], data: Any, timeout: float | None) -> tuple[Any, Any]:

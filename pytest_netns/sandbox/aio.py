@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pytest_netns.sandbox.box import checked, settle_streams
+from pytest_netns.namespace import settle_streams
+from pytest_netns.sandbox.box import checked
 from pytest_netns.sandbox.streams import Text
 
 if TYPE_CHECKING:

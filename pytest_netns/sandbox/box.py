@@ -9,12 +9,12 @@ import math
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, Union
 
 from pytest_netns.errors import GatewayError, NamespaceClosedError, SandboxError
+from pytest_netns.namespace import settle_streams
 from pytest_netns.sandbox import opening, streams, wire
 from pytest_netns.sandbox.changes import Change
 from pytest_netns.sandbox.done import Done, Usage
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.opening import Wish
     from pytest_netns.sandbox.shell import Shell
 
-__all__ = ["Command", "Sandbox", "checked", "settle_streams"]
+__all__ = ["Command", "Sandbox", "checked"]
 
 Command: TypeAlias = Union[str, "os.PathLike[str]", Sequence["str | os.PathLike[str]"]]
 
@@ -348,21 +348,6 @@ class Sandbox:
 
 def _finite(seconds: float | None) -> float | None:
     return None if seconds is None or math.isinf(seconds) else seconds
-
-
-def settle_streams(kwargs: dict[str, Any], data: Any, *, capture_output: bool, piped: bool) -> None:
-    """Read the arguments of ``subprocess.run`` that say what is captured."""
-    if capture_output:
-        if {"stdout", "stderr"} & kwargs.keys():
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if data is not None:
-        if kwargs.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        kwargs["stdin"] = subprocess.PIPE
-    if piped:
-        kwargs.setdefault("stdout", subprocess.PIPE)
-        kwargs.setdefault("stderr", subprocess.PIPE)
 
 
 def checked(done: Done, *, check: bool) -> Done:
