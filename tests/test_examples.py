@@ -51,10 +51,10 @@ def test_readme_tells_the_truth(tmp_path: Path) -> None:
     assert "\nblocked: dns api.example.com" in run.stdout
 
 
-@pytest.mark.parametrize("page", ["fixtures.md", "sandbox.md"])
-def test_documented_snippets_pass(page: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("document", ["fixtures.md", "sandbox.md"])
+def test_documented_snippets_pass(document: str, tmp_path: Path) -> None:
     """What the reference shows of fixtures and boxes can be copied and works."""
-    blocks = python_blocks(ROOT / "docs" / page)
+    blocks = python_blocks(ROOT / "docs" / document)
     (tmp_path / "test_snippets.py").write_text("import subprocess\nimport sys\n" + "\n".join(blocks), encoding="utf-8")
     run = pytest_in_parallel(tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
