@@ -208,7 +208,7 @@ def test_bounded(pytester: pytest.Pytester, run: Run, tshark: str) -> None:
     path = pytester.path / "test-results/test-it-py-test-bulk/netns.pcapng"
     assert path.stat().st_size < 14 << 20
     reader = Reader(tshark, path)
-    first = next(row for row in reader.fields("tcp.flags.syn") if row != [""])  # the kernel's own greetings may precede
+    first = reader.fields("tcp.flags.syn", only="tcp")[0]  # the kernel's own greetings may precede
     assert first in (["True"], ["1"])
 
 
