@@ -51,9 +51,11 @@ def hints(
     """
     if not _REFUSED.search(text):
         return []
-    ports = sorted(mentioned(text, traceback))[:_AT_MOST]
-    at_host = outside([port for port in ports if port not in inside]) if ports else ()
-    return [_hint(port, inside, at_host) for port in ports]
+    ports = sorted(mentioned(text, traceback))
+    unserved = [port for port in ports if port not in inside][:_AT_MOST]
+    at_host = outside(unserved) if unserved else ()
+    # A port that is served now was refused too early, if it is the only one that comes into question.
+    return [_hint(port, inside, at_host) for port in unserved or ports[:_AT_MOST]]
 
 
 def _hint(port: int, inside: Collection[int], at_host: Collection[int]) -> str:

@@ -71,6 +71,12 @@ def test_hint(port: int, said: str) -> None:
     assert told == [said]
 
 
+def test_served_meanwhile() -> None:
+    """A port that is served now is not what was refused where there is another that nobody serves."""
+    told = hints("Serving HTTP on 127.0.0.1 port 8080; Connection refused: localhost:1", None, {8080}, lambda _: ())
+    assert [line.partition(";")[0] for line in told] == ["connection refused on localhost:1"]
+
+
 def test_no_hint() -> None:
     """A failure that is no refusal is left alone, and the host is not asked."""
     assert hints("assert 1 == 2: http://localhost:5432/", None, (), lambda _: pytest.fail("asked")) == []
