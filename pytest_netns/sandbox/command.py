@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from pytest_netns.sandbox import bubblewrap, meter, wire
@@ -25,6 +26,7 @@ __all__ = ["Command", "Setting"]
 
 _HIGH: Final = 64  # descriptors are moved up here, so that none is in the way of those that bubblewrap is told
 _INFO, _BLOCK, _FILTER, _ARGUMENTS = 3, 4, 5, 6
+_OOM_SCORE: Final = "/proc/self/oom_score_adj"
 _OOM_FIRST: Final = "1000"  # whom the kernel ends first when the whole machine lacks memory
 _STDIN: Final = 0
 _IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
@@ -122,16 +124,14 @@ class Command:
 
     def _spawn(self, command: list[str], descriptors: list[int]) -> int:
         """Start bubblewrap, without a copy of this process in between unless its clocks have to be others."""
-        if self._setting.shifted:
-            child = os.fork()
-            if not child:
-                self._exec(command, descriptors)
-        else:
+        with _expendable():
+            if self._setting.shifted:
+                child = os.fork()
+                if not child:
+                    self._exec(command, descriptors)
+                return child
             actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(descriptors)]
-            child = os.posix_spawn(self._setting.program, command, {}, file_actions=actions, setsigdef=_IGNORED)
-        with contextlib.suppress(OSError), open(f"/proc/{child}/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(_OOM_FIRST)
-        return child
+            return os.posix_spawn(self._setting.program, command, {}, file_actions=actions, setsigdef=_IGNORED)
 
     def _exec(self, command: list[str], descriptors: list[int]) -> NoReturn:
         """Become bubblewrap; older kernels have a new time namespace entered in this way only."""
@@ -302,6 +302,19 @@ class Command:
         for fd in {self._info, self._block, self._unblock, self._mounts} - {-1}:
             os.close(fd)
         self._info = self._block = self._unblock = self._mounts = -1
+
+
+@contextlib.contextmanager
+def _expendable() -> Iterator[None]:
+    """Have what is started here be the first to go: it inherits that, before it can start something itself."""
+    before = Path(_OOM_SCORE).read_text(encoding="ascii")
+    with contextlib.suppress(OSError):
+        Path(_OOM_SCORE).write_text(_OOM_FIRST, encoding="ascii")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(_OOM_SCORE).write_text(before, encoding="ascii")
 
 
 def _pipe() -> tuple[int, int]:
