@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -23,6 +26,7 @@ ROOT: Final = os.geteuid() == 0
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2)
 _PATIENCE: Final = 10.0  # seconds for the gateway to end after its last worker
 _POLL: Final = 0.01
+_TURN: Final = 90.0  # seconds for another run's plain suite to end
 
 _WAYS: Final = {"plain": (), "netns": ("--netns",), "workers": ("--netns", "-n2")}
 IN_EVERY_WAY: Final = pytest.mark.parametrize("way", _WAYS.values(), ids=_WAYS)
@@ -138,7 +142,8 @@ class Suite:
 
     def passes(self, *arguments: str, plugins: str = "", timeout: float = 60, **outcomes: int) -> pytest.RunResult:
         """Run pytest to its end, and see to it that it has these outcomes, and nothing of ours to complain of."""
-        result = self.run(*arguments, plugins=plugins, timeout=timeout)
+        with contextlib.nullcontext() if "--netns" in arguments else _ports_of_the_host():
+            result = self.run(*arguments, plugins=plugins, timeout=timeout)
         result.assert_outcomes(**outcomes)
         result.stdout.no_re_match_line("=+ netns: |.*NetnsWarning")
         return result
@@ -174,6 +179,24 @@ class Suite:
             if not _reap(pid):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+
+@contextlib.contextmanager
+def _ports_of_the_host() -> Iterator[None]:
+    """Keep another run of these tests, whoever's it is, from the fixed ports of plain suites.
+
+    The lock is an abstract Unix socket: every user can bind it, and it goes with its process.
+    """
+    deadline = time.monotonic() + _TURN
+    with socket.socket(socket.AF_UNIX) as lock:
+        while True:
+            try:
+                lock.bind("\0pytest-netns: tests that run plain")
+                break
+            except OSError:
+                assert time.monotonic() < deadline, f"another run of these tests has the ports for over {_TURN:.0f} s"
+            time.sleep(_POLL)
+        yield
 
 
 def _children() -> list[int]:
