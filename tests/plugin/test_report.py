@@ -132,6 +132,7 @@ class TestLeftovers:
     @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
     def test_processes_are_ended_and_named(self, pytester: pytest.Pytester, run: Run, workers: tuple[str, ...]) -> None:
         """Daemons, double forks and children that ignore SIGTERM; session-scoped ones are left alone until the end."""
+        mark = os.getpid()  # tells them from those of another run of this test
         pytester.makepyfile(
             """
             import os, subprocess, sys, textwrap
@@ -146,31 +147,34 @@ class TestLeftovers:
                 return subprocess.Popen(["sleep", str(seconds)], **kwargs)
             @pytest.fixture(scope="session")
             def server():
-                return sleep(70)
+                return sleep("70.MARK")
             def test_1(server):
-                sleep(71)
-                subprocess.run(["sh", "-c", "setsid sleep 72 & setsid sleep 73 &"])
+                sleep("71.MARK")
+                subprocess.run(["sh", "-c", "setsid sleep 72.MARK & setsid sleep 73.MARK &"])
                 stubborn = subprocess.Popen([sys.executable, "-c", textwrap.dedent(STUBBORN)], stdout=subprocess.PIPE)
                 assert stubborn.stdout.readline()
                 stubborn.stdout.close()
             def test_2(server):
                 assert server.poll() is None
                 running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-                assert not {"sleep 71", "sleep 72", "sleep 73"} & set(running.splitlines())
-            """
+                assert not {"sleep 71.MARK", "sleep 72.MARK", "sleep 73.MARK"} & set(running.splitlines())
+            """.replace("MARK", str(mark))
         )
         result = run("--netns", "-W", "ignore::pytest.PytestUnraisableExceptionWarning", *workers)
         result.assert_outcomes(passed=2)
         result.stdout.fnmatch_lines(["*netns: processes left running*"])
         result.stdout.fnmatch_lines_random(
             [
-                *[f"*::test_1 left running, ended with SIGTERM: pid *: sleep {number}" for number in (71, 72, 73)],
+                *[
+                    f"*::test_1 left running, ended with SIGTERM: pid *: sleep {number}.{mark}"
+                    for number in (71, 72, 73)
+                ],
                 "*::test_1 left running, ended with SIGKILL: pid *: *python* -c *",
             ]
         )
         result.stdout.no_fnmatch_line("*sleep 70*")
         running = pytester.run("ps", "-eo", "args").outlines
-        assert not {f"sleep {number}" for number in range(70, 74)} & set(running)
+        assert not {f"sleep {number}.{mark}" for number in range(70, 74)} & set(running)
 
     @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
     def test_threads_are_named_in_a_warning(
