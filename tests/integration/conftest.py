@@ -9,19 +9,6 @@ from collections.abc import Iterator
 import pytest
 from runs import Suite, adopt_orphans
 
-from pytest_netns import doctor
-
-
-@pytest.fixture(scope="session")
-def capable() -> None:
-    """Skip where tests cannot be isolated; in CI that is a failure."""
-    report = doctor.examine()
-    if not report.ok:
-        reason = "; ".join(f"{check.name}: {check.seen}" for check in report.failed)
-        if "CI" in os.environ:
-            pytest.fail(f"this machine cannot isolate tests: {reason}", pytrace=False)
-        pytest.skip(reason)
-
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capable: None) -> Iterator[Suite]:

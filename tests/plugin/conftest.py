@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socketserver
 import threading
 from collections.abc import Iterator
 
 import pytest
 from places import NOTES, Places, Run, read
-
-from pytest_netns import doctor
 
 TOOLS = '''
 import os, socket
@@ -30,17 +27,6 @@ def refused(*where):
         return True
     return False
 '''
-
-
-@pytest.fixture(scope="session")
-def capable() -> None:
-    """Skip where tests cannot be isolated; in CI that is a failure."""
-    report = doctor.examine()
-    if not report.ok:
-        reason = "; ".join(f"{check.name}: {check.seen}" for check in report.failed)
-        if "CI" in os.environ:
-            pytest.fail(f"this machine cannot isolate tests: {reason}", pytrace=False)
-        pytest.skip(reason)
 
 
 @pytest.fixture
