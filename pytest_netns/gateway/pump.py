@@ -113,6 +113,7 @@ class _Block:
         return 0 if self.held else CHUNK - len(self._data)
 
     def fill(self, source: socket.socket) -> int:
+        source.recv(1, socket.MSG_PEEK)  # a byte that has come is urgent or not; one that comes after this look may be
         urgent = _is_at_mark(source)
         data = source.recv(1 if urgent else CHUNK - len(self._data))
         if urgent and data and self._inspect is not None:  # the other end may take it for a part of the rest, or not
