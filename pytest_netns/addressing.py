@@ -21,6 +21,9 @@ LEAVES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73::/48")
 HOST_LOOPBACK: Final = ipaddress.IPv4Address("198.19.255.254")
 HOST_LOOPBACK6: Final = ipaddress.IPv6Address("fd6e:6574:6e73:4::1")
 
+# The mark of a socket whose packets to loopback pass by the leaf's own listeners, and go to its peer's.
+PEER_MARK: Final = 0x6E73
+
 ALIASES: Final = ipaddress.IPv4Network("198.19.0.0/19")
 TEST_ALIASES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73:3::/64")
 

@@ -8,8 +8,9 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pytest_netns.addressing import PEER_MARK
 from pytest_netns.errors import ServiceNotReadyError
-from pytest_netns.kernel import clock
+from pytest_netns.kernel import clock, privilege
 from pytest_netns.kernel.sockets import listeners
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Published", "ServicePort"]
 
 _TAKERS: Final = ("127.0.0.1", "0.0.0.0")  # noqa: S104 - only compared
+_PERHAPS: Final = "::"  # takes IPv4 too, unless told not to
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.05
 
@@ -67,7 +69,7 @@ class ServicePort:
         """Wait until the service accepts connections at 127.0.0.1.
 
         A server that listens in the leaf itself is recognized without a connection to it, so that
-        one which serves a single connection still has it to give.
+        one which serves a single connection still has it to give. (One at ``::`` takes a connection.)
 
         Raises:
             ServiceNotReadyError: it did not within ``timeout`` seconds; the text says what does listen.
@@ -86,10 +88,14 @@ class ServicePort:
         return Published("127.0.0.1", self._namespace.publish(self.port))
 
     def _is_ready(self, patience: float) -> bool:
-        if any(one.port == self.port and one.host in _TAKERS for one in listeners("tcp")):
+        hosts = {one.host for one in listeners("tcp") if one.port == self.port}
+        if not hosts.isdisjoint(_TAKERS):
             return True
         with contextlib.closing(_socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
             probe.settimeout(patience)
+            if _PERHAPS not in hosts:  # one that begins to listen right now is not to be connected to
+                with contextlib.suppress(OSError), privilege.raised():
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PEER_MARK)
             return probe.connect_ex((self.host, self.port)) == 0
 
     def _not_ready(self, timeout: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 
@@ -57,17 +56,6 @@ def test_wait_returns_when_the_service_is_up(host: str, family: str) -> None:
         ServicePort(leaf).wait()
         assert 0.3 <= time.monotonic() - before < 5
         assert not leaf.is_inside()
-
-
-@unshared
-def test_wait_takes_no_connection_away() -> None:
-    """A server that serves one connection still has it to give after the wait."""
-    leaf = make_leaf()
-    with ended(leaf):
-        start(leaf)
-        ServicePort(leaf).wait()
-        with leaf, socket.create_connection(("127.0.0.1", 8080), timeout=20) as client:
-            assert client.recv(5) == b"first"
 
 
 @unshared

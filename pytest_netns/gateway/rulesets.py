@@ -202,7 +202,8 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     A packet to 127.0.0.1 or ::1 that no socket in this namespace would take is readdressed, without
     connection tracking, and sent to the hub (``dup`` and drop, since a packet on ``lo`` is past
     routing); the answer is put back on the same way. A listener in the leaf is therefore always
-    served first, and where the peer has none either its refusal comes back.
+    served first, unless the client's mark says that it is not meant, and where the peer has none
+    either its refusal comes back.
     """
     loopback = ipaddress.ip_address("127.0.0.1" if own.version == 4 else "::1")
     gateway = addressing.GATEWAY if own.version == 4 else addressing.GATEWAY6
@@ -225,7 +226,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
         [*own_tcp, *nft.has_socket(), ACCEPT],
         [*own_tcp, *_source(own), *nft.rewrite_address(loopback.packed, destination=True), ACCEPT],
         [*own_tcp, *_source(loopback), *nft.rewrite_address(own.packed, destination=False), ACCEPT],
-        [*here, *nft.has_socket(), ACCEPT],
+        [*here, *nft.mark(addressing.PEER_MARK, equal=False), *nft.has_socket(), ACCEPT],
         [*here, *away, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
         [*back, *icmp, *inner_home],
         [*back, *home, ACCEPT],
