@@ -52,12 +52,14 @@ class Claim:
         inner: the socket.
         leaf: the IPv4 address of the client's leaf.
         rules: what the exchange rests on.
+        has_queued: tells whether packets, of whatever flow, wait in the queue right now.
         busy: whether packets came through the queue lately.
     """
 
     inner: socket.socket
     leaf: str
     rules: Rules
+    has_queued: Callable[[], bool]
     busy: bool = True
 
     def begin(self) -> None:
@@ -69,7 +71,7 @@ class Claim:
         loop = asyncio.get_running_loop()
         if self.inner.fileno() < 0:
             return
-        if self.busy and loop.time() < until:
+        if (self.busy or self.has_queued()) and loop.time() < until:
             self.busy = False
             loop.call_later(_QUIET, self._look, until)
         else:

@@ -127,7 +127,7 @@ class Relay:
         except BaseException:
             upstream.close()
             raise
-        self._claims[key] = claim = Claim(inner, passage.leaf, passage.rules)
+        self._claims[key] = claim = Claim(inner, passage.leaf, passage.rules, self._hub.queue.has_waiting)
         claim.begin()
         self._start(self._exchange(key, claim, upstream, passage), passage, (inner, upstream))
         return MARK_RELAY

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -69,6 +70,12 @@ class PacketQueue:
     def fileno(self) -> int:
         """Return the descriptor, readable when packets wait."""
         return self._socket.fileno()
+
+    def has_waiting(self) -> bool:
+        """Tell whether a read would bring something."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def read(self) -> Iterator[Queued]:
         """Yield the packets that one read brings; nothing where none waits."""
