@@ -14,7 +14,7 @@ from pytest_netns.gateway import hub, recipes
 from pytest_netns.gateway.recipes import Recipe, Wiring
 from pytest_netns.kernel import mounts, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
-from pytest_netns.kernel.tap import Tap
+from pytest_netns.kernel.tap import FEWER_BLOCKS, Tap
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Factory:
             tap = None
             try:
                 self._furnish(addresses, wiring)
-                tap = Tap() if wiring.tapped else None
+                tap = Tap(FEWER_BLOCKS) if wiring.tapped else None
                 mnt_fd = self._copy_mounts(host_resolver=wiring.host_resolver)
             except BaseException:
                 os.close(net_fd)

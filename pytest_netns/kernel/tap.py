@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from pytest_netns.errors import KernelError
 
-__all__ = ["LOOPBACK", "Block", "Packet", "Tap", "packets"]
+__all__ = ["FEWER_BLOCKS", "LOOPBACK", "Block", "Packet", "Tap", "packets"]
 
 LOOPBACK: Final = 1  # the number of ``lo`` in every network namespace
 
-_ETH_P_ALL: Final = 3
+_NO_PROTOCOL, _ETH_P_ALL = 0, 3
 _SO_ATTACH_FILTER: Final = 26
 _SOL_PACKET: Final = 263
 _PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION = 5, 6, 10
@@ -29,6 +29,7 @@ _STATUS_USER: Final = 1
 
 BLOCK_BYTES: Final = 128 * 1024  # so that the largest packet, of 64 KiB, fits
 _BLOCKS: Final = 8
+FEWER_BLOCKS: Final = 4  # the kernel clears them beforehand, which takes most of what an unused ring costs
 _FRAME_BYTES: Final = 2048  # of no consequence: packets are as long as they are
 _NEVER: Final = 3_600_000  # milliseconds until the kernel hands over a block that is not full
 _REQUEST: Final = struct.Struct("=7I")  # struct tpacket_req3
@@ -36,6 +37,7 @@ _BLOCK: Final = struct.Struct("=8xIIIIQ")  # struct tpacket_block_desc: status, 
 _FRAME: Final = struct.Struct("=IIIIIIHH")  # struct tpacket3_hdr
 _LINK: Final = struct.Struct("=HHiHB")  # struct sockaddr_ll, which follows at
 _LINK_OFFSET: Final = 48
+_EVERYWHERE: Final = struct.Struct("=HHi12x")  # the same whole, with no interface in particular
 _STATISTICS: Final = struct.Struct("=III")
 
 # Classic BPF, see Documentation/networking/filter.rst. Loopback shows each packet twice: as it leaves, and as it comes.
@@ -84,11 +86,14 @@ class Block(NamedTuple):
 class Tap:
     """The packets of the network namespace in which it was made; everything but that works from any other."""
 
-    def __init__(self) -> None:
-        """Open the socket, which takes CAP_NET_RAW; nothing is seen before ``start``."""
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P_ALL))
-        self._filter(_NOTHING)
+    def __init__(self, blocks: int = _BLOCKS) -> None:
+        """Open the socket, which takes CAP_NET_RAW; nothing is seen before ``start``.
+
+        Args:
+            blocks: how many blocks of 128 KiB the ring has.
+        """
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NO_PROTOCOL)
+        self._size = BLOCK_BYTES * blocks
         self._ring: mmap.mmap | None = None
         self._lost = 0
         self._taken = 0
@@ -100,13 +105,14 @@ class Tap:
     def start(self) -> None:
         """Begin to see packets. Waits for the kernel for about 20 ms."""
         self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V3)
-        size = BLOCK_BYTES * _BLOCKS
-        request = _REQUEST.pack(BLOCK_BYTES, _BLOCKS, _FRAME_BYTES, size // _FRAME_BYTES, _NEVER, 0, 0)
+        blocks, frames = self._size // BLOCK_BYTES, self._size // _FRAME_BYTES
+        request = _REQUEST.pack(BLOCK_BYTES, blocks, _FRAME_BYTES, frames, _NEVER, 0, 0)
         # Python's own call would keep its other threads waiting, too.
         if _libc.setsockopt(self._socket.fileno(), _SOL_PACKET, _PACKET_RX_RING, request, len(request)) < 0:
             number = ctypes.get_errno()
-            raise KernelError(number, f"set up a ring of {size} bytes for packets: {os.strerror(number)}")
+            raise KernelError(number, f"set up a ring of {self._size} bytes for packets: {os.strerror(number)}")
         self._filter(_ONCE)
+        self._bind()
 
     def stop(self) -> None:
         """See no more packets; those that were seen stay."""
@@ -151,9 +157,16 @@ class Tap:
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code))
         )
 
+    def _bind(self) -> None:
+        """Bind to all interfaces, for which Python's own call has no way to say."""
+        address = _EVERYWHERE.pack(socket.AF_PACKET, socket.htons(_ETH_P_ALL), 0)
+        if _libc.bind(self._socket.fileno(), address, len(address)) < 0:
+            number = ctypes.get_errno()
+            raise KernelError(number, f"see the packets of all interfaces: {os.strerror(number)}")
+
     def _mapped(self) -> mmap.mmap:
         if self._ring is None:
-            self._ring = mmap.mmap(self._socket.fileno(), BLOCK_BYTES * _BLOCKS)
+            self._ring = mmap.mmap(self._socket.fileno(), self._size)
         return self._ring
 
     def _blocks(self) -> list[tuple[Block, int, int]]:
