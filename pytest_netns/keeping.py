@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_netns.report import Record
     from pytest_netns.session import Session
 
-__all__ = ["clear", "keep", "keep_keys", "size_of"]
+__all__ = ["capture_line", "clear", "keep", "keep_keys", "size_of"]
 
 _VARIABLE: Final = "SSLKEYLOGFILE"
 
@@ -57,6 +57,11 @@ def keep(session: Session, record: Record) -> str | None:
         )
     except (NetnsError, OSError) as error:
         return f"capture: {error}"
-    path = os.path.relpath(record.capture, session.config.invocation_params.dir)
+    return capture_line(session, record.capture, count, missing)
+
+
+def capture_line(session: Session, path: str, packets: int, missing: int) -> str:
+    """Return the line that tells of a file of packets."""
+    path = os.path.relpath(path, session.config.invocation_params.dir)
     gaps = f", {missing} missing" if missing else ""
-    return f"capture: {path} ({count} packets{gaps}): tshark -r {path}"
+    return f"capture: {path} ({packets} packets{gaps}): tshark -r {path}"

@@ -199,6 +199,14 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(report: pytest.TestReport) -> None:
+    """Tell, in place of an xdist worker that has died, what there was in the network of the test that it ran."""
+    from pytest_netns.crash import add_section  # noqa: PLC0415
+
+    add_section(report)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_html_results_summary(prefix: list[str], session: pytest.Session) -> None:
     """Say in the report of pytest-html what the summary of the run says."""
     from pytest_netns.page.pytest_html import section  # noqa: PLC0415

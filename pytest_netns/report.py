@@ -8,7 +8,7 @@ import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +37,7 @@ __all__ = [
     "TITLE",
     "NetnsWarning",
     "Record",
+    "blocked_lines",
     "header",
     "leaf_line",
     "remedy",
@@ -115,8 +116,7 @@ class Record:
 
     def tell(self, attempts: Iterable[Flow]) -> list[str]:
         """Return a line for each blocked endpoint: how often, why, and what would allow it."""
-        counted = Counter((_attempt(flow), self._remedy(flow)) for flow in attempts)
-        return shortened([f"blocked: {what}{_times(count)}{remedy}" for (what, remedy), count in counted.items()])
+        return blocked_lines(attempts, self._is_own)
 
     def _concerns(self, flow: Flow) -> bool:
         """Tell whether an attempt since its start is the test's: by name in its own leaf, in the worker's any."""
@@ -124,13 +124,6 @@ class Record:
 
     def _is_own(self, flow: Flow) -> bool:
         return (self.own and flow.leaf == self.namespace.name) or flow.leaf in [one.name for one in self.further]
-
-    def _remedy(self, flow: Flow) -> str:
-        reason = f": {flow.reason}" if flow.reason else ""
-        if self._is_own(flow):
-            return reason + remedy(flow.allow)
-        option = f"; allow with --netns-allow={shlex.quote(flow.allow)}" if flow.allow else ""
-        return f", in the worker's network{reason}{option}"
 
     def properties(self, client: GatewayClient | None) -> list[tuple[str, object]]:
         """Return what dashboards are told of the test, for JUnit's XML among others."""
@@ -169,6 +162,20 @@ class Record:
 def leaf_line(namespace: Namespace) -> str:
     """Return what names a leaf in a report."""
     return f"leaf {namespace.name}: {namespace.ipv4}, {namespace.ipv6}"
+
+
+def blocked_lines(attempts: Iterable[Flow], is_own: Callable[[Flow], bool]) -> list[str]:
+    """Return a line for each blocked endpoint; ``is_own`` tells whether an attempt was from the test's own leaf."""
+    counted = Counter((_attempt(flow), _remedy(flow, own=is_own(flow))) for flow in attempts)
+    return shortened([f"{BLOCKED}: {what}{_times(count)}{remedy}" for (what, remedy), count in counted.items()])
+
+
+def _remedy(flow: Flow, *, own: bool) -> str:
+    reason = f": {flow.reason}" if flow.reason else ""
+    if own:
+        return reason + remedy(flow.allow)
+    option = f"; allow with --netns-allow={shlex.quote(flow.allow)}" if flow.allow else ""
+    return f", in the worker's network{reason}{option}"
 
 
 def _attempt(flow: Flow) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
     from pytest_netns.report import Record
 
-__all__ = ["Scene", "gather"]
+__all__ = ["Scene", "allowed_lines", "gather"]
 
 _HERE = "the test's own process"
 
@@ -121,12 +121,12 @@ def _attempts(record: Record, client: GatewayClient | None) -> Iterator[str]:
         yield f"the gateway does not tell what was blocked: {error}"
         return
     yield from record.tell(flow for flow in flows if flow.verdict != ALLOWED)
-    yield from shortened(_allowed(flow for flow in flows if flow.verdict == ALLOWED))
+    yield from allowed_lines(flow for flow in flows if flow.verdict == ALLOWED)
     names = [question for question in asked if question.test == record.test and not question.refused]
     yield from shortened([f"asked: {question.name}: {question.outcome}" for question in names])
 
 
-def _allowed(flows: Iterable[Flow]) -> list[str]:
+def allowed_lines(flows: Iterable[Flow]) -> list[str]:
     """Return a line for each endpoint that was let through: how often, by which rule, and what came of it."""
     kinds: dict[tuple[str, str | None, str | None], Counter[str]] = {}
     for flow in flows:
@@ -138,4 +138,4 @@ def _allowed(flows: Iterable[Flow]) -> list[str]:
         why = f' by "{rule}"' if rule else " without a rule"
         came = f": {reason}" if reason else f": {sums['out']} B sent, {sums['into']} B received"
         lines.append(f"allowed: {endpoint}{times}{why}{came}")
-    return lines
+    return shortened(lines)

@@ -17,6 +17,7 @@ LAYERS = (
     {
         "aftermath",
         "closing",
+        "crash",
         "detours",
         "early",
         "fakes",

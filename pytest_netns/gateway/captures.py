@@ -193,9 +193,9 @@ class Paths:
         return path
 
 
-async def save(capture: Capture, path: str, since: float, label: Label) -> dict[str, Any]:
+async def save(snapshot: Snapshot, path: str, since: float, label: Label) -> dict[str, Any]:
     """Write what is kept of a leaf's packets, off the gateway's main thread; return where, and how many there are."""
-    loop, snapshot = asyncio.get_running_loop(), capture.snapshot()
+    loop = asyncio.get_running_loop()
     count = await loop.run_in_executor(None, write, path, snapshot, since, label)
     return {"path": path, "packets": count, "missing": snapshot.left_out + snapshot.lost}
 

@@ -12,7 +12,7 @@ from pytest_netns.errors import GatewayError, KernelError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
 from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, Begun, begin, dial, finish, log
-from pytest_netns.gateway.paths import LOCK_NAME, run_directory
+from pytest_netns.gateway.paths import LOCK_NAME, directory_of, run_directory
 from pytest_netns.gateway.questions import Question
 
 __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
@@ -85,6 +85,15 @@ class GatewayClient:
             msg = f"the gateway has started but does not answer in {run_dir}\n{log(run_dir)}"
             raise GatewayError(msg)
         return cls(connection)
+
+    @classmethod
+    def found(cls, run_id: str) -> GatewayClient | None:
+        """Connect to the gateway of a run, if it has one; GatewayError where that does not answer."""
+        try:
+            connection = dial(directory_of(run_id))
+        except FileNotFoundError:
+            return None
+        return None if connection is None else cls(connection)
 
     def join(
         self,
@@ -262,6 +271,17 @@ class GatewayClient:
         request = {"leaf": name, "test": test, "since": since, "path": path, "directory": directory, "keys": keys}
         answer = self._ask(op="save", **request)
         return answer["path"], answer["packets"], answer["missing"]
+
+    def obituary(self, worker: str, test: str, directory: str = "") -> dict[str, Any] | None:
+        """Return what there was in the leaf of a worker that has died in a test; None where nothing is known.
+
+        Args:
+            worker: its name.
+            test: the test's node id.
+            directory: where to write a file of the test's packets, if they are to be kept.
+        """
+        facts: dict[str, Any] | None = self._ask(op="obituary", of=worker, test=test, directory=directory)["facts"]
+        return facts
 
     def publish(self, name: str, port: int) -> int:
         """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""

@@ -24,14 +24,19 @@ KEYS_PREFIX: Final = "keys-"
 _ATTEMPTS: Final = 100
 
 
+def directory_of(run_id: str) -> Path:
+    """Return where the directory of a run is, if there is one."""
+    return Path(tempfile.gettempdir(), f"{PREFIX}{os.geteuid()}", run_id)
+
+
 def run_directory(run_id: str) -> Path:
     """Return the directory of a run, made where it does not exist yet, with mode 0700.
 
     Raises:
         GatewayError: something of that name belongs to somebody else or is open to others.
     """
-    parent = Path(tempfile.gettempdir(), f"{PREFIX}{os.geteuid()}")
-    directory = parent / run_id
+    directory = directory_of(run_id)
+    parent = directory.parent
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(FileExistsError):
             parent.mkdir(mode=0o700)

@@ -11,6 +11,7 @@ from pytest_netns.gateway import captures, listeners
 from pytest_netns.gateway.captures import Label, Paths
 from pytest_netns.gateway.conversation import Reply, page
 from pytest_netns.gateway.flows import Flow, FlowLog
+from pytest_netns.gateway.obituaries import Obituaries
 from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.worker import Worker
 
@@ -18,10 +19,13 @@ from pytest_netns.gateway.worker import Worker
 class Records:
     """What is told of a run while it goes on."""
 
-    def __init__(self, log: FlowLog, questions: Questions, catch_up: Callable[[], None]) -> None:
-        """Read the two records; ``catch_up`` has judged what leaves have sent by now."""
+    def __init__(
+        self, log: FlowLog, questions: Questions, obituaries: Obituaries, catch_up: Callable[[], None]
+    ) -> None:
+        """Read the records; ``catch_up`` has judged what leaves have sent by now."""
         self._log = log
         self._questions = questions
+        self._obituaries = obituaries
         self._catch_up = catch_up
         self._paths = Paths()
         self.operations: dict[str, Callable[..., Reply | Awaitable[Reply]]] = {
@@ -32,6 +36,7 @@ class Records:
             "needed": self._needed,
             "log_to": self._log_to,
             "save": self._save,
+            "obituary": self._obituary,
         }
 
     async def _caught_up(self) -> None:
@@ -76,4 +81,17 @@ class Records:
             raise ValueError(f"the packets of {leaf} are not kept")
         path = path or self._paths.fresh(directory, test)
         label = Label(leaf, test, list(self._log.remarks(leaf, since)), captures.keys_from(*keys))
-        return await captures.save(live.capture, path, since, label), ()
+        return await captures.save(live.capture.snapshot(), path, since, label), ()
+
+    async def _obituary(self, worker: Worker, of: str, test: str, directory: str) -> Reply:
+        """Tell what there was in the leaf of a worker that has died, and write its packets to a new file."""
+        del worker
+        await self._caught_up()
+        found = await self._obituaries.of(of, test)
+        if found is None:
+            return {"facts": None}, ()
+        saved = None
+        if found.snapshot is not None and directory:
+            label = Label(found.leaf, test, list(found.remarks))
+            saved = await captures.save(found.snapshot, self._paths.fresh(directory, test), found.since, label)
+        return {"facts": {**found.facts, "capture": saved}}, ()

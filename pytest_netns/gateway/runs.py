@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from pytest_netns.errors import GatewayError, NetnsError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.launch import dial
-from pytest_netns.gateway.paths import OBSERVERS_NAME, PREFIX
+from pytest_netns.gateway.paths import OBSERVERS_NAME, PREFIX, directory_of
 
 __all__ = ["Entrance", "LeafRow", "Run", "RunEndedError", "command", "connect", "find", "live_runs", "short_id"]
 
@@ -163,9 +163,8 @@ def connect(run_id: str) -> Run | None:
     Raises:
         GatewayError: it does not answer.
     """
-    directory = Path(tempfile.gettempdir(), f"{PREFIX}{os.geteuid()}", run_id)
     try:
-        connection = dial(directory, OBSERVERS_NAME, _TIMEOUT)
+        connection = dial(directory_of(run_id), OBSERVERS_NAME, _TIMEOUT)
     except FileNotFoundError:
         return None
     return Run(run_id, connection) if connection is not None else None

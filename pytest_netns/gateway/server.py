@@ -24,6 +24,7 @@ from pytest_netns.gateway.flows import OUTSIDE, FlowLog
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.nameserver import NameServer
+from pytest_netns.gateway.obituaries import Obituaries
 from pytest_netns.gateway.observers import Observers
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.questions import Questions
@@ -55,7 +56,8 @@ class Gateway:
         self._log = FlowLog()
         self._questions = Questions()
         operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
-        records = Records(self._log, self._questions, self._catch_up)
+        self._obituaries = Obituaries(self._log, self._questions, live=self.live, listening=self.listening)
+        records = Records(self._log, self._questions, self._obituaries, self._catch_up)
         self._clients = Clients({**operations, **records.operations}, self._bury)
         self._watchers: Clients
         self._observers: Observers
@@ -126,6 +128,8 @@ class Gateway:
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
         self._stock.close(worker)
+        self._catch_up()
+        await self._obituaries.write(worker)
         await asyncio.gather(*(self._clear(worker, live) for live in worker.leaves))
 
     async def _clear(self, worker: Worker, live: LiveLeaf) -> None:

@@ -50,7 +50,7 @@ class Tested:
 
     def add(self, report: pytest.TestReport) -> None:
         """Take in the report of one phase."""
-        self.duration = report.stop - self.start
+        self.duration = (report.stop or clock.realtime()) - self.start  # xdist's of a worker's crash has no times
         outcome = _outcome(report)
         if outcome != "passed" or report.when == "call":
             self.outcome = outcome if self.outcome in {"passed", "skipped", "xfailed", "xpassed"} else self.outcome
@@ -92,7 +92,7 @@ class Collector:
         worker = _ALONE if node is None else str(node.gateway.id)
         key = worker, report.nodeid
         if report.when == "setup" or key not in self._current:
-            self._current[key] = Tested(report.nodeid, worker, report.start)
+            self._current[key] = Tested(report.nodeid, worker, report.start or clock.realtime())
             self.tests.append(self._current[key])
         self._current[key].add(report)
 
