@@ -21,6 +21,7 @@ from pytest_netns.errors import NetnsError
 from pytest_netns.session import SESSION, Role, Session
 
 if TYPE_CHECKING:
+    from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.gateway.runs import Run
     from pytest_netns.namespace import Namespace
 
@@ -28,6 +29,7 @@ __all__ = ["Attendant", "Hold", "attend", "hint"]
 
 _POLL: Final = 0.2  # seconds
 _LONGEST_REASON: Final = 300
+_LIMIT: Final = 3600.0  # seconds without anybody at a terminal or inside
 
 
 def attend(session: Session) -> None:
@@ -78,16 +80,27 @@ class Hold:
             capture.suspend(in_=True)
         try:
             client.hold(leaf, _reason(excinfo))
-            with _Keyboard(wanted=self._session.role is Role.ALONE) as keyboard:
+            with _Keyboard() as keyboard:
                 self._tell(node, namespace, excinfo, enter=keyboard.is_there)
-                while client.is_held(leaf) and not keyboard.pressed(_POLL):
-                    pass
+                self._wait(client, leaf, keyboard)
             client.hold(leaf, None)
         except NetnsError as error:
             _write(node.config, [f"netns: {leaf} is held no more: {error}"])
         finally:
             if capture is not None:
                 capture.resume()
+
+    def _wait(self, client: GatewayClient, leaf: str, keyboard: _Keyboard) -> None:
+        """Wait until somebody lets the test go on, or nobody is there who could."""
+        reads = self._session.role is Role.ALONE  # what is typed at a controller's terminal is the controller's
+        while (idle := client.held(leaf)) is not None:
+            if not keyboard.is_there and idle > _LIMIT:
+                _write(self._session.config, [f"netns: {leaf} is held no more: nobody has come for {_minutes()}"])
+                return
+            if not reads:
+                time.sleep(_POLL)
+            elif keyboard.pressed(_POLL):
+                return
 
     def _tell(
         self, item: pytest.Item, leaf: Namespace, excinfo: pytest.ExceptionInfo[BaseException], *, enter: bool
@@ -164,12 +177,18 @@ def _reason(excinfo: pytest.ExceptionInfo[BaseException]) -> str:
 def _lines(session: Session, where: str, leaf: str, enter: str) -> list[str]:
     run_id = session.run_id
     page = [f"browser:     {session.page.replace('//', f'//{leaf}.')}"] if session.page is not None else []
+    limit = [] if enter else [f"time limit:  {_minutes()} from the last command that went inside"]
     return [
         f"netns: {where}",
         f"look inside: {_command('shell', run_id, leaf)}",
         *page,
+        *limit,
         f"go on:       {enter}{_command('resume', run_id, leaf)}",
     ]
+
+
+def _minutes() -> str:
+    return f"{_LIMIT / 60:.0f} minutes"
 
 
 def _command(action: str, run_id: str, leaf: str) -> str:
@@ -195,11 +214,10 @@ def _write(config: pytest.Config, lines: Iterable[str]) -> None:
 class _Keyboard:
     """The terminal that this process was started at, if any: pytest has put something else in place of its input."""
 
-    def __init__(self, *, wanted: bool = True) -> None:
+    def __init__(self) -> None:
         self._fd = -1
         with contextlib.suppress(OSError):
-            flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-            self._fd = os.open("/dev/tty", flags) if wanted else -1
+            self._fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> _Keyboard:  # noqa: PYI034 - Self came with Python 3.11
         return self

@@ -306,9 +306,10 @@ class GatewayClient:
         """Have a leaf listed as one that waits for somebody to look inside, for a reason; or, without one, no more."""
         self._ask(op="hold", leaf=name, why=why)
 
-    def is_held(self, name: str) -> bool:
-        """Tell whether nobody has said yet that a held leaf's test shall go on."""
-        return bool(self._ask(op="held", leaf=name)["held"])
+    def held(self, name: str) -> float | None:
+        """Return for how many seconds nobody has come into a held leaf; None once its test shall go on."""
+        idle: float | None = self._ask(op="held", leaf=name)["idle"]
+        return idle
 
     def close(self) -> None:
         """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""

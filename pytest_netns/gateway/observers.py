@@ -112,11 +112,13 @@ class Observers:
     def _enter(self, observer: Worker, leaf: str) -> Reply:
         """Hand out the leaf's namespaces, and the user namespace that gives the right to enter them."""
         del observer
-        found = self._named(leaf).leaf
+        live = self._named(leaf)
+        live.visited, found = time.monotonic(), live.leaf
         return {}, (found.net_fd, found.mnt_fd, self._user_fd)
 
     def _forward(self, observer: Worker, leaf: str, port: int, host_port: int) -> Reply:
-        opened = self._publisher.open(self._named(leaf), port, host_port)
+        live = self._named(leaf)
+        live.visited, opened = time.monotonic(), self._publisher.open(live, port, host_port)
         self._forwards.setdefault(observer, []).append(opened)
         return {"port": opened}, ()
 

@@ -332,11 +332,14 @@ class Gateway:
 
     def _hold(self, worker: Worker, leaf: str, why: str | None) -> Reply:
         """Note why a failed test waits in its leaf for somebody to look inside, or, by None, that it does no more."""
-        worker.named(leaf).held = why
+        live = worker.named(leaf)
+        live.held, live.visited = why, time.monotonic()
         return {}, ()
 
     def _held(self, worker: Worker, leaf: str) -> Reply:
-        return {"held": worker.named(leaf).held is not None}, ()
+        """Tell for how long nobody has come in, or that the test need not wait any more."""
+        live = worker.named(leaf)
+        return {"idle": None if live.held is None else time.monotonic() - live.visited}, ()
 
     def _register(self, worker: Worker, name: str, leaf: Leaf, test: str = "") -> LiveLeaf:
         live = LiveLeaf(name, leaf, worker, CLOSED, test)

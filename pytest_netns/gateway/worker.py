@@ -32,6 +32,7 @@ class LiveLeaf:
         port: the port of the service under test.
         since: when it began to serve the test, in seconds since the epoch.
         held: why its test, which has failed, waits for somebody to look inside; None where it does not.
+        visited: when somebody came in last, or the wait began, by the monotonic clock.
         boxes: by name, the process that each box in it descends from.
         capture: what is kept of its packets; None where nobody wants them.
     """
@@ -45,6 +46,7 @@ class LiveLeaf:
     port: int = 8080
     since: float = field(default_factory=time.time)
     held: str | None = None
+    visited: float = 0.0
     boxes: dict[str, int] = field(default_factory=dict)
     capture: Capture | None = None
 

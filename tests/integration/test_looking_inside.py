@@ -68,6 +68,7 @@ def held(suite: Suite) -> Iterator[str]:
         told += line
     assert "assert 42 == 43" in told
     assert "press Enter" not in told
+    assert "time limit:  60 minutes from the last command that went inside\n" in told
     try:
         yield look(told)[-1]
         rest = process.communicate(timeout=20)[0]
@@ -278,6 +279,21 @@ def test_last(): assert 1
         terminal.write("")
     terminal.expect("errors in")
     assert terminal.end() == pytest.ExitCode.TESTS_FAILED
+
+
+@requires("pytest-xdist")
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_time_limit(suite: Suite, workers: tuple[str, ...]) -> None:
+    """Where there is no terminal, and nobody looks inside, the test goes on by itself after a time."""
+    suite.write(test_suite=SUITE, conftest="import pytest_netns.hold\npytest_netns.hold._LIMIT = 0.6")
+    process = suite.start("--netns", "--netns-hold=failed", *workers)
+    told, _ = process.communicate(timeout=30)
+    assert "1 failed, 1 passed" in told
+    if not workers:  # a controller is not told of it where that is over so soon
+        assert re.search(RESUME, told), told
+        assert "netns: main-t1 is held no more: nobody has come for " in told
+    assert process.returncode == pytest.ExitCode.TESTS_FAILED
+    suite.assert_nothing_left()
 
 
 def test_published(suite: Suite) -> None:
