@@ -130,7 +130,7 @@ class Factory:
         route = NetlinkSocket(NETLINK_ROUTE)
         packet_filter = NetlinkSocket(NETLINK_NETFILTER)
         try:
-            hub.write_sysctls(recipes.SYSCTLS)
+            hub.write_sysctls(recipes.sysctls())
             route.request(recipe.veth.filled(own), "make a veth pair to the hub")
             self._hub.route.request(recipe.hub_side.filled(own), "set up the hub's end of a veth pair")
             route.request(recipe.leaf_side.filled(own), "set up a leaf's links, addresses and routes")

@@ -58,23 +58,23 @@ def _ping_group_range() -> str:
     return f"{own} {own}"
 
 
-# Set before the links are made, which take their own from "default".
-SYSCTLS: Final = {
-    # An ordinary user may serve on port 80 or 53, as root could.
-    "net/ipv4/ip_unprivileged_port_start": "0",
-    "net/ipv4/ping_group_range": _ping_group_range(),
-    # Loopback does not ration ICMP, so neither does loopback that is shared; see the hub's.
-    "net/ipv4/icmp_ratemask": "0",
-    "net/ipv4/conf/all/rp_filter": "0",  # the greater of it and the interface's holds
-} | (
-    {
+@functools.cache
+def sysctls() -> dict[str, str]:
+    """Return a leaf's own sysctls, by path, to be set before its links are made: they take theirs from "default"."""
+    ipv4 = {
+        # An ordinary user may serve on port 80 or 53, as root could.
+        "net/ipv4/ip_unprivileged_port_start": "0",
+        "net/ipv4/ping_group_range": _ping_group_range(),
+        # Loopback does not ration ICMP, so neither does loopback that is shared; see the hub's.
+        "net/ipv4/icmp_ratemask": "0",
+        "net/ipv4/conf/all/rp_filter": "0",  # the greater of it and the interface's holds
+    }
+    ipv6 = {
         "net/ipv6/conf/default/accept_ra": "0",
         "net/ipv6/conf/default/accept_dad": "0",
         "net/ipv6/icmp/ratemask": "255",
     }
-    if Path("/proc/sys/net/ipv6").exists()
-    else {}
-)
+    return ipv4 | ipv6 if Path("/proc/sys/net/ipv6").exists() else ipv4
 
 
 @dataclass(frozen=True)
