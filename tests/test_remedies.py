@@ -103,7 +103,9 @@ REMEDIES = [
     (Outcome(names.ADDRESSES, FAIL, "", errno.EACCES, "IPv6"), Machine(), "IPv6 is disabled", "disable_ipv6=0"),
     (Outcome(names.ADDRESSES, FAIL, "", errno.EOPNOTSUPP, "IPv6"), Machine(), "IPv6 is off", "ipv6.disable=1"),
     (Outcome(names.PACKAGES, FAIL, "", 0), Machine(python="py"), "package", "py -m pip install"),
-    (Outcome(PROBE, FAIL, "no answer", 0), Machine(), "hung", "python -m pytest_netns doctor"),
+    (Outcome(PROBE, FAIL, "signal 9", 0), Machine(), "died", "python -m pytest_netns doctor"),
+    (Outcome(PROBE, FAIL, "no answer", errno.ETIMEDOUT), Machine(), "busy", "python -m pytest_netns doctor"),
+    (Outcome(names.HUB_RULES, FAIL, "no answer", errno.ETIMEDOUT), Machine(), "for the first time", "doctor"),
     (Outcome(names.WHOLE, FAIL, "?", errno.EIO), Machine(), "not known", "dmesg"),
 ]
 

@@ -42,6 +42,8 @@ _MODULES: Final = {
 
 def find(outcome: Outcome, machine: Machine) -> Remedy:
     """Return the remedy for one check that failed."""
+    if outcome.errno == errno.ETIMEDOUT:
+        return _late(outcome, machine)
     if outcome.name == names.LIMITS and outcome.subject:
         return _limit((outcome.subject,), machine)
     if outcome.name in _LIMITS and outcome.errno == errno.ENOSPC:
@@ -55,6 +57,15 @@ def find(outcome: Outcome, machine: Machine) -> Remedy:
     return remedy or _unknown(machine)
 
 
+def _late(outcome: Outcome, machine: Machine) -> Remedy:
+    modules = "loads the kernel's modules for the first time" if outcome.name in _RULES else "waits for its disks"
+    return Remedy(f"this machine is busy or {modules}, so it is not known whether that works", _again(machine))
+
+
+def _again(machine: Machine) -> str:
+    return f"{machine.python} -m pytest_netns doctor"
+
+
 def _limit(limits: tuple[str, ...], machine: Machine) -> Remedy:
     where = "on the host of the container: " if machine.container else ""
     cause = f"{' or '.join(limits)} is low or used up; dead namespaces count until the kernel has cleared them"
@@ -66,8 +77,8 @@ def _platform(_outcome: Outcome, machine: Machine) -> Remedy:
     return Remedy("namespaces are a feature of Linux; run the tests in a Linux machine or container", fix)
 
 
-def _probe(_outcome: Outcome, _machine: Machine) -> Remedy:
-    return Remedy("the probing process hung or died, so nothing is known", "python -m pytest_netns doctor")
+def _probe(_outcome: Outcome, machine: Machine) -> Remedy:
+    return Remedy("the probing process died, so nothing is known", _again(machine))
 
 
 def _packages(_outcome: Outcome, machine: Machine) -> Remedy:

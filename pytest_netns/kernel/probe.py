@@ -7,6 +7,7 @@ trials to ``perform``. Nothing here needs Linux until a trial runs.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -89,12 +90,12 @@ def run(module: str, timeout: float = 2.5) -> list[Outcome]:
     with process:
         try:
             output, errors = process.communicate(timeout=timeout)
-            ending = _ending(process.returncode, errors)
+            ending, number = _ending(process.returncode, errors), 0
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
-            ending = f"no answer within {timeout:g} s"
-    return [*outcomes, *_read(output, ending)]
+            ending, number = f"no answer within {timeout:g} s", errno.ETIMEDOUT
+    return [*outcomes, *_read(output, ending, number)]
 
 
 def _ending(returncode: int, errors: bytes) -> str:
@@ -105,7 +106,7 @@ def _ending(returncode: int, errors: bytes) -> str:
     return f"the probing process ended with {how}" + "".join(f": {line}" for line in last)
 
 
-def _read(output: bytes, ending: str) -> Iterator[Outcome]:
+def _read(output: bytes, ending: str, number: int) -> Iterator[Outcome]:
     """Decode the child's lines; a trial that was begun and has no end is one that hung or died."""
     outcomes: dict[str, Outcome] = {}
     for line in output.decode(errors="replace").splitlines():
@@ -118,10 +119,10 @@ def _read(output: bytes, ending: str) -> Iterator[Outcome]:
     for outcome in outcomes.values():
         if outcome.status == _BEGUN:
             unfinished = True
-            outcome = outcome._replace(status=FAIL, seen=ending or "never finished")  # noqa: PLW2901
+            outcome = outcome._replace(status=FAIL, seen=ending or "never finished", errno=number)  # noqa: PLW2901
         yield outcome
     if not outcomes or (ending and not unfinished):
-        yield Outcome(PROBE, FAIL, ending or "the probing process said nothing")
+        yield Outcome(PROBE, FAIL, ending or "the probing process said nothing", number)
 
 
 def perform(trials: Iterable[Trial]) -> None:

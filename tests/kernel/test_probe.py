@@ -94,6 +94,7 @@ def main():
         assert first == Outcome("a", OK, "seen")
         assert second[:2] == ("b", FAIL)
         assert told in second.seen
+        assert second.errno == (errno.ETIMEDOUT if action == "hang" else 0)
 
     def test_survives_a_broken_trial_module(self, outcomes_of: Runner) -> None:
         """A module that can't be imported, or prints, gives an outcome rather than an exception."""
