@@ -17,7 +17,7 @@ from pytest_netns.settings import Mode, Settings
 if TYPE_CHECKING:
     from pytest_netns.gateway.launch import Begun
 
-__all__ = ["enter", "run_id", "start", "taken"]
+__all__ = ["enter", "run_id", "settle", "start", "taken"]
 
 _RUN: pytest.StashKey[str] = pytest.StashKey()
 _BEGUN: pytest.StashKey[Begun] = pytest.StashKey()
@@ -39,8 +39,23 @@ def enter(settings: Settings) -> None:
         raise UnsupportedError(f"network namespaces are a feature of Linux, and this is {sys.platform}")
     from pytest_netns.kernel import privilege  # noqa: PLC0415
 
+    settle()
     if not privilege.is_root() and not privilege.is_entered():
         privilege.enter_user_namespace()
+
+
+def settle() -> None:
+    """Make a chroot, if this is one, the root of a mount namespace, so that moving does not lead out of it.
+
+    That is root's business alone: to an ordinary user in a chroot the kernel gives no namespaces.
+
+    Raises:
+        KernelError: the kernel refused.
+    """
+    from pytest_netns.kernel import chroots, privilege  # noqa: PLC0415
+
+    if privilege.is_root() and chroots.settle():
+        _log.info("the chroot is the root of a mount namespace now")
 
 
 def start(config: pytest.Config, settings: Settings) -> None:

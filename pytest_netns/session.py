@@ -152,6 +152,7 @@ class Session:
         from pytest_netns.gateway.paths import FLOWS_NAME  # noqa: PLC0415
 
         begun = early.taken(self.config)
+        early.settle()
         try:
             self.client = GatewayClient.connect(run_directory(self.run_id), begun)
         except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
@@ -188,6 +189,7 @@ class Session:
         from pytest_netns.scoping import Place, Traveller  # noqa: PLC0415
         from pytest_netns.stay import Stay  # noqa: PLC0415
 
+        early.settle()
         host = Place.here()
         self._cleanup.callback(host.close)
         returns = privilege.is_entered() and host.is_reachable()

@@ -54,6 +54,7 @@ REMEDIES = [
         "security module",
         "sudo py -m pytest",
     ),
+    (Outcome(names.USER, FAIL, "", errno.EPERM, "unshare"), Machine(python="py"), "chroot", "sudo py -m pytest"),
     (Outcome(names.USER, FAIL, "", errno.EINVAL, "unshare"), Machine(), "CONFIG_USER_NS", "standard kernel"),
     (Outcome(names.NETWORK, FAIL, "", errno.EINVAL), Machine(wsl=1), "WSL 1", "wsl --set-version"),
     (Outcome(names.NETWORK, FAIL, "", errno.EINVAL), Machine(root=True), "CONFIG_NET_NS", "standard kernel"),

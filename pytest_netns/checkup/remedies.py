@@ -158,7 +158,10 @@ def _rights(machine: Machine) -> Remedy:
     if machine.container or machine.seccomp:
         cause = "the container's seccomp filter, AppArmor profile or masked paths forbid it"
         return Remedy(cause, containers.command(machine))
-    cause = "a security module (SELinux, AppArmor, Landlock) forbids user namespaces or their capabilities"
+    cause = (
+        "a security module (SELinux, AppArmor, Landlock) forbids user namespaces or their capabilities, "
+        "or this is a chroot, in which the kernel makes none"
+    )
     return Remedy(cause, f"sudo {machine.python} -m pytest --netns")
 
 

@@ -1,7 +1,7 @@
 """Typed wrappers of the system calls that Python lacks, with one error path.
 
 Names, arguments and constants are the kernel's (unshare(2), setns(2), mount(2), umount2(2),
-prctl(2), capset(2)). Python gained ``os.unshare`` and ``os.setns`` in 3.12; the project supports 3.10.
+pivot_root(2), prctl(2), capset(2)). Python gained ``os.unshare`` and ``os.setns`` in 3.12; the project supports 3.10.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ MS_REMOUNT: Final = 0x20
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x4_0000
+MS_SLAVE: Final = 0x8_0000
 MNT_DETACH: Final = 0x2
 
 PR_SET_PDEATHSIG: Final = 1
@@ -69,6 +70,11 @@ def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: st
 def umount2(target: str, flags: int = 0) -> None:
     """Detach what is mounted on ``target``."""
     _check(_libc.umount2(os.fsencode(target), flags), f"umount2({target!r}, {flags:#x})")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make ``new_root`` the root of the mount namespace, and mount the old one at ``put_old``."""
+    _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), f"pivot_root({new_root!r}, {put_old!r})")
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
