@@ -81,7 +81,7 @@ def main():
 """
         assert [outcome.status for outcome in outcomes_of(body)] == [FAIL, SKIPPED, SKIPPED, OK]
 
-    @pytest.mark.parametrize(("action", "told"), [("hang", "no answer within 0.8 s"), ("crash", "signal 9")])
+    @pytest.mark.parametrize(("action", "told"), [("hang", "no answer within 2 s"), ("crash", "signal 9")])
     def test_names_the_trial_that_never_ended(self, outcomes_of: Runner, action: str, told: str) -> None:
         """A trial that hangs or kills the process is a failure, what was made before it counts, and time is bounded."""
         body = f"""
@@ -89,8 +89,8 @@ def main():
     perform([Trial("a", fine), Trial("b", {action}), Trial("c", fine)])
 """
         started = time.monotonic()
-        first, second = outcomes_of(body, timeout=0.8 if action == "hang" else 10)
-        assert time.monotonic() - started < 5
+        first, second = outcomes_of(body, timeout=2 if action == "hang" else 10)
+        assert time.monotonic() - started < 10
         assert first == Outcome("a", OK, "seen")
         assert second[:2] == ("b", FAIL)
         assert told in second.seen
