@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
+import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -43,11 +46,14 @@ SECCOMP_MODE_FILTER = 2
 SECCOMP_ALLOW, SECCOMP_ERRNO = 0x7FFF_0000, 0x0005_0000
 BPF_LOAD, BPF_EQUAL, BPF_ANY_BIT, BPF_RETURN = 0x20, 0x15, 0x45, 0x06
 NAMESPACE_FLAGS = 0x7E02_0000
+CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP = 0x0400_0000, 0x0800_0000, 0x0200_0000
 NETLINK_NETFILTER = 12
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 
 # What a container of Docker has: https://docs.docker.com/engine/security/
 DOCKER_CAPABILITIES = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
 LAST_CAPABILITY = 40
+STRANGER = 20000
 
 
 def call(number: int, *arguments: int | ctypes.Array[ctypes.c_char]) -> int:
@@ -131,6 +137,13 @@ def nested_root() -> None:
     _map(0)
 
 
+def stranger() -> None:
+    """Become an ordinary user whom nobody knows; root's to play."""
+    os.setgroups([])
+    os.setresgid(STRANGER, STRANGER, STRANGER)
+    os.setresuid(STRANGER, STRANGER, STRANGER)
+
+
 def nested_user() -> None:
     """Become uid 1000 of a new user namespace, owning nothing once the command runs."""
     _map(1000)
@@ -153,14 +166,101 @@ def read_only_sysctls() -> None:
     """Mount /proc/sys read-only, as container engines do."""
     _private_mounts()
     syscalls.mount("/proc/sys", "/proc/sys", None, syscalls.MS_BIND | syscalls.MS_REC)
-    flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY
-    syscalls.mount("none", "/proc/sys", None, flags | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+    _remount_read_only("/proc/sys", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+
+
+def _remount_read_only(path: str, flags: int = 0) -> None:
+    flags |= syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY
+    syscalls.mount("none", path, None, flags)
 
 
 def masked_sys() -> None:
     """Cover a part of /sys, as container engines do."""
     _private_mounts()
     syscalls.mount("tmpfs", "/sys/kernel", "tmpfs", syscalls.MS_RDONLY)
+
+
+def container() -> None:
+    """Become what an engine starts privileged: namespaces of one's own, a network with loopback alone."""
+    _private_mounts()
+    syscalls.unshare(syscalls.CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP)
+    _raise_loopback()
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
+
+
+def no_ipv6() -> None:
+    """Switch IPv6 off in a network of one's own, as administrators do."""
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    for name in ("all", "default", "lo"):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+    _raise_loopback()
+
+
+def read_only_root() -> None:
+    """Make the root file system read-only but for /tmp."""
+    _private_mounts()
+    syscalls.mount("/tmp", "/tmp", None, syscalls.MS_BIND)
+    _remount_read_only("/")
+
+
+def chroot() -> None:
+    """Make a directory of /tmp the root, with the machine's directories in it."""
+    _private_mounts()
+    root = tempfile.mkdtemp(prefix="root-")
+    syscalls.mount("none", root, "tmpfs", 0)
+    for name in sorted(os.listdir("/")):
+        old, new = Path("/", name), Path(root, name)
+        if old.is_symlink():
+            new.symlink_to(old.readlink())
+        elif old.is_dir():
+            new.mkdir()
+            syscalls.mount(str(old), str(new), None, syscalls.MS_BIND | syscalls.MS_REC)
+    Path(root, "own").touch()
+    where = os.getcwd()
+    os.chroot(root)
+    os.chdir(where)
+
+
+def _with_etc(change: Callable[[Path], None]) -> Callable[[], None]:
+    def cover() -> None:
+        _private_mounts()
+        copy = tempfile.mkdtemp(prefix="etc-")
+        syscalls.mount("none", copy, "tmpfs", 0)
+        for entry in os.scandir("/etc"):
+            if entry.is_file() and os.access(entry.path, os.R_OK):
+                shutil.copy(entry.path, copy)
+        change(Path(copy))
+        syscalls.mount(copy, "/etc", None, syscalls.MS_BIND)
+
+    return cover
+
+
+def _linked(etc: Path) -> None:
+    etc.joinpath("resolv.conf").unlink(missing_ok=True)
+    etc.joinpath("resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
+
+
+def _missing(etc: Path) -> None:
+    etc.joinpath("resolv.conf").unlink(missing_ok=True)
+
+
+def _emptied(path: str) -> Callable[[], None]:
+    def cover() -> None:
+        _private_mounts()
+        if os.path.isdir(path):
+            syscalls.mount("none", path, "tmpfs", 0)
+
+    return cover
+
+
+def cgroup2() -> None:
+    """Have version 2 of control groups alone."""
+    _emptied("/sys/fs/cgroup")()
+    syscalls.mount("none", "/sys/fs/cgroup", "cgroup2", 0)
 
 
 def _no_more(name: str) -> Callable[[], None]:
@@ -182,10 +282,26 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "nested-user": nested_user,
     "read-only-sysctls": read_only_sysctls,
     "masked-sys": masked_sys,
+    "stranger": stranger,
+    "container": container,
+    "no-ipv6": no_ipv6,
+    "read-only-root": read_only_root,
+    "chroot": chroot,
+    "linked-resolv-conf": _with_etc(_linked),
+    "missing-resolv-conf": _with_etc(_missing),
+    "no-tun": _emptied("/dev/net"),
+    "no-cgroups": _emptied("/sys/fs/cgroup"),
+    "cgroup2": cgroup2,
     "no-user-namespaces": _no_more("max_user_namespaces"),
     "no-net-namespaces": _no_more("max_net_namespaces"),
     "no-mnt-namespaces": _no_more("max_mnt_namespaces"),
 }
+
+
+def open_to_strangers() -> bool:
+    """Tell whether every user may run this interpreter, and read what it imports."""
+    found = {Path(os.path.realpath(sys.executable)), Path(sys.executable), Path(syscalls.__file__)}
+    return all(place.stat().st_mode & 0o5 for path in found for place in (path, *path.parents))
 
 
 def on(*scenarios: str, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -198,6 +314,7 @@ def ran(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
     """Run a command that finds the package which is tested, installed or not, and has temporary files of its own."""
     where = str(Path(syscalls.__file__).parents[2])
     with tempfile.TemporaryDirectory() as directory:  # root of a user namespace would share root's otherwise
+        Path(directory).chmod(0o1777)
         environment = os.environ | {"PYTHONPATH": where, "TMPDIR": directory} | variables
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 

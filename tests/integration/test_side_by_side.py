@@ -1,0 +1,94 @@
+"""Many runs at once on one machine, of several users where root can play them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import machines
+from runs import ROOT
+
+SESSIONS = 8
+PATIENCE = 120.0  # seconds for all of them together, on a machine that has other work
+USERS = 4 if ROOT and machines.open_to_strangers() else 1
+
+PYTEST = [sys.executable, "-mpytest", "-pno:cacheprovider", "-ppytest_netns.plugin", "-c/dev/null", "--netns"]
+
+SUITE = f"""
+import os, pathlib, socket, time
+import pytest
+
+KEPT = []
+HERE = pathlib.Path(os.environ["MEETING"])
+
+def test_meet():
+    "Every session has come this far, and is in its own test, before any goes on."
+    KEPT.append(socket.create_server(("127.0.0.1", 8080)))
+    HERE.joinpath(os.environ["NAME"]).touch()
+    deadline = time.monotonic() + {PATIENCE}
+    while len(list(HERE.iterdir())) < {SESSIONS}:
+        assert time.monotonic() < deadline, sorted(HERE.iterdir())
+        time.sleep(0.02)
+
+@pytest.mark.parametrize("number", range(5))
+def test_port(number):
+    KEPT.append(socket.create_server(("127.0.0.1", 8080)))
+    socket.create_connection(("127.0.0.1", 8080), 5).close()
+
+def test_outside():
+    with pytest.raises(OSError, match="No route to host"):
+        socket.create_connection(("203.0.113.5", 80), 5)
+"""
+
+
+def test_sessions_side_by_side(capable: None) -> None:
+    """Eight sessions that run at the same time, with one port and one directory for temporary files, all pass."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        shared = Path(directory)
+        shared.chmod(0o1777)
+        meeting = shared / "meeting"
+        meeting.mkdir()
+        meeting.chmod(0o1777)
+        shared.joinpath("test_it.py").write_text(SUITE, encoding="utf-8")
+        runs = [stack.enter_context(_started(shared, number)) for number in range(SESSIONS)]
+        outputs = [run.communicate(timeout=PATIENCE)[0] for run in runs]
+        assert [run.returncode for run in runs] == [0] * SESSIONS, "\n".join(outputs)
+        assert all("7 passed" in output and "NetnsWarning" not in output for output in outputs), "\n".join(outputs)
+        assert {path.stat().st_uid for path in meeting.iterdir()} == {_uid(number) for number in range(SESSIONS)}
+        _wait_until_clean(shared)
+
+
+def _wait_until_clean(shared: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while left := list(shared.glob("pytest-netns-*")):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+def _uid(number: int) -> int:
+    """Return who a session belongs to: root has the others be strangers, each with two sessions."""
+    return machines.STRANGER + number % USERS if USERS > 1 and number % USERS else os.geteuid()
+
+
+def _started(shared: Path, number: int) -> subprocess.Popen[str]:
+    others = ("PYTEST_", "COV_CORE_", "COVERAGE_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+    own = {"TMPDIR": str(shared), "MEETING": str(shared / "meeting"), "NAME": f"session{number}", "HOME": str(shared)}
+    stranger = uid if (uid := _uid(number)) != os.geteuid() else None
+    return subprocess.Popen(
+        [*PYTEST, str(shared / "test_it.py")],
+        env=kept | own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=shared,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        user=stranger,
+        group=stranger,
+        extra_groups=[] if stranger else None,
+    )
