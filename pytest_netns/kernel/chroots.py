@@ -24,10 +24,8 @@ def settle() -> bool:
         KernelError: it is in one, and the kernel refused; then it is in ``/`` of that chroot.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            cwd = os.getcwd()
-        except FileNotFoundError:
-            cwd = "/"
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, here)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
         namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -40,15 +38,26 @@ def settle() -> bool:
         try:
             os.fchdir(root)
             place = os.getcwd()
-            if place != "/":
-                _make_root(place)
+            if place == "/":
+                os.fchdir(here)
+                return False
+            cwd = _below(place, here)
+            _make_root(place)
         except OSError:
             os.fchdir(root)
             os.chroot(".")
             raise
         with contextlib.suppress(OSError):  # it was removed
             os.chdir(cwd)
-        return place != "/"
+        return True
+
+
+def _below(root: str, directory: int) -> str:
+    os.fchdir(directory)
+    try:
+        return os.getcwd().removeprefix(root) or "/"
+    except FileNotFoundError:
+        return "/"
 
 
 def _make_root(place: str) -> None:

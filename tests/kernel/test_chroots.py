@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="chroot is root's")
 
 
 def test_elsewhere_nothing_changes(tmp_path: Path) -> None:
-    """Outside of a chroot, namespace, root and working directory stay."""
+    """Outside of a chroot, namespace, root and working directory stay, even one that was removed."""
 
     def test() -> None:
         os.chdir(tmp_path)
@@ -23,6 +23,13 @@ def test_elsewhere_nothing_changes(tmp_path: Path) -> None:
         assert not chroots.settle()
         assert os.stat("/proc/thread-self/ns/mnt").st_ino == before
         assert os.getcwd() == str(tmp_path)
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        os.chdir(gone)
+        gone.rmdir()
+        before = os.stat(".").st_ino
+        assert not chroots.settle()
+        assert os.stat(".").st_ino == before
 
     in_child(test, isolate)
 
