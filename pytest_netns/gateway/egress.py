@@ -19,9 +19,10 @@ from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog, K
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.packet import Endpoints
-from pytest_netns.gateway.relay import Passage, Relay, goes_on, key_of, mark_for
+from pytest_netns.gateway.relay import Relay, goes_on, key_of, mark_for
 from pytest_netns.gateway.resolver import Found, LookupFailedError, Resolver
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
+from pytest_netns.gateway.upstreams import Passage
 from pytest_netns.gateway.worker import LiveLeaf
 from pytest_netns.kernel import nft
 from pytest_netns.kernel.queue import NF_DROP, NF_REPEAT, Queued

@@ -11,63 +11,24 @@ import contextlib
 import errno
 import resource
 import socket
-from collections import Counter
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pytest_netns.gateway import datagrams, icmp, listeners, packet
 from pytest_netns.gateway.datagrams import Claim
 from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, dial, socket_for
 from pytest_netns.gateway.factory import Leaf
-from pytest_netns.gateway.flows import Entry, FlowLog, Key, Volume
+from pytest_netns.gateway.flows import FlowLog, Key
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.packet import Endpoints
 from pytest_netns.gateway.pipes import Pipes
-from pytest_netns.gateway.pump import Inspect, carry, reset
+from pytest_netns.gateway.pump import carry, reset
 from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
+from pytest_netns.gateway.upstreams import Passage, Upstream, Upstreams
 from pytest_netns.policy import Policy
 
-
-@dataclass(frozen=True)
-class Passage:
-    """What an allowed flow takes along.
-
-    Attributes:
-        leaf: the IPv4 address of the leaf whose it is, whichever family it is of.
-        entry: its record; None for one that does not leave the leaves.
-        rules: what it rests on.
-        inspect: the judge of what the client says.
-        datagrams: whether it is an exchange by UDP, which may be given up when nothing has come for long.
-    """
-
-    leaf: str
-    entry: Entry | None = None
-    rules: Rules = ()
-    inspect: Inspect | None = None
-    datagrams: bool = False
-
-    @property
-    def volume(self) -> Volume:
-        """Where its bytes are counted."""
-        return Volume() if self.entry is None else self.entry.volume
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    upstream: socket.socket
-    passage: Passage
-    sequence: int = 0
-
-
-_CLAIM_TIMEOUT: Final = 10.0
 _BREATHER: Final = 0.1
 _SHARE: Final = 4  # a leaf may hold one in so many of the gateway's descriptors
-
-
-def key_of(flow: Endpoints) -> Key:
-    """Return what tells one flow from every other."""
-    return (str(flow.source), flow.source_port, str(flow.destination), flow.destination_port)
 
 
 def goes_on(policy: Policy, rules: Rules) -> bool:
@@ -85,10 +46,8 @@ class Relay:
         self._log = log
         self._pipes = Pipes()
         self._at_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE
-        self._waiting_of: Counter[str] = Counter()
         self._dials = Dials()
-        self._waiting: dict[Key, _Waiting] = {}
-        self._begun: dict[Key, int] = {}
+        self._upstreams = Upstreams(self.end)
         self._claims: dict[Key, Claim] = {}
         self._flows: dict[str, dict[asyncio.Task[None], Passage]] = {}
         loop = asyncio.get_running_loop()
@@ -103,13 +62,8 @@ class Relay:
         """
         key = key_of(flow)
         upstream = await self._dials.wait(dial(target, self._in_hub), passage.leaf, passage.rules)
-        if key in self._waiting:  # of a client that went away, and left its port to this one
-            self._give_up(key)
         self._make_room(passage.leaf)
-        self._waiting_of[passage.leaf] += 1
-        self._waiting[key] = _Waiting(upstream, passage, flow.sequence)
-        self._begun[key] = flow.sequence
-        asyncio.get_running_loop().call_later(_CLAIM_TIMEOUT, self._expire, key, upstream)
+        self._upstreams.add(key, Upstream(upstream, passage, flow.sequence))
         return MARK_RELAY
 
     async def admit_udp(self, flow: Endpoints, target: Target, passage: Passage) -> int:
@@ -143,7 +97,7 @@ class Relay:
         """
         key = key_of(flow)
         if flow.protocol == packet.TCP:
-            return self._begun.get(key) == flow.sequence
+            return self._upstreams.has_begun(key, flow.sequence)
         claim = self._claims.get(key)
         if claim is not None:
             claim.busy = True
@@ -157,7 +111,7 @@ class Relay:
             reset(client)
             return
         passage = Passage(addresses[0])
-        self._start(self._carry(client, _Waiting(inner, passage)), passage, (client, inner))
+        self._start(self._carry(client, Upstream(inner, passage)), passage, (client, inner))
 
     async def reach(self, addresses: tuple[str, str], port: int) -> socket.socket:
         """Connect to a port of a leaf, by its IPv4 address or, for a server that is at ::1 only, by the other.
@@ -188,9 +142,7 @@ class Relay:
             return policy is None or not goes_on(policy, rules)
 
         self._dials.cut(leaf, cuts)
-        for key, waiting in list(self._waiting.items()):
-            if waiting.passage.leaf == leaf and cuts(waiting.passage.rules):
-                self._give_up(key, CUT_SHORT)
+        self._upstreams.cut(leaf, cuts)
         for key in [key for key, claim in self._claims.items() if claim.leaf == leaf and cuts(claim.rules)]:
             del self._claims[key]
         for task, passage in list(self._flows.get(leaf, {}).items()):
@@ -222,11 +174,10 @@ class Relay:
         That is its oldest exchange of datagrams, or else what has waited longest for its client, or a connection.
         """
         tasks = self._flows.get(leaf, {})
-        if 2 * len(tasks) + self._waiting_of[leaf] + 2 <= self._at_most:
+        if 2 * len(tasks) + self._upstreams.count(leaf) + 2 <= self._at_most:
             return
         oldest = next((task for task, passage in tasks.items() if passage.datagrams), None)
-        if oldest is None and self._waiting_of[leaf]:
-            self._give_up(next(key for key, waiting in self._waiting.items() if waiting.passage.leaf == leaf))
+        if oldest is None and self._upstreams.give_up_one(leaf=leaf):
             return
         oldest = oldest or next(iter(tasks), None)
         if oldest is not None:
@@ -239,8 +190,7 @@ class Relay:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:  # out of descriptors
-            if self._waiting:  # it gets the one of the connection upstream, which it then has no use for
-                self._give_up(next(iter(self._waiting)), error.strerror or str(error))
+            if self._upstreams.give_up_one(error.strerror or str(error)):  # whose descriptor it gets then
                 return
             loop = asyncio.get_running_loop()
             loop.remove_reader(listener)
@@ -248,15 +198,15 @@ class Relay:
             return
         destination = inner.getsockname()
         key = peer[0], peer[1], destination[0], destination[1]
-        if key not in self._waiting:  # nobody decided on it, or it was given up
+        waiting = self._upstreams.take(key)
+        if waiting is None:
             reset(inner)
             return
-        waiting = self._taken(key)
         inner.setblocking(False)
         task = self._start(self._carry(inner, waiting), waiting.passage, (inner, waiting.upstream))
-        task.add_done_callback(lambda _: self._over(key, waiting.sequence))
+        task.add_done_callback(lambda _: self._upstreams.over(key, waiting.sequence))
 
-    async def _carry(self, client: socket.socket, waiting: _Waiting) -> None:
+    async def _carry(self, client: socket.socket, waiting: Upstream) -> None:
         passage = waiting.passage
         reason: str | None = CUT_SHORT
         try:
@@ -286,27 +236,10 @@ class Relay:
             with contextlib.suppress(OSError):
                 sender.sendto(message, (key[0], 0))
 
-    def _over(self, key: Key, sequence: int) -> None:
-        if self._begun.get(key) == sequence:  # the client may have taken its port for another connection by now
-            del self._begun[key]
 
-    def _expire(self, key: Key, upstream: socket.socket) -> None:
-        waiting = self._waiting.get(key)
-        if waiting is not None and waiting.upstream is upstream:
-            self._give_up(key)
-
-    def _taken(self, key: Key) -> _Waiting:
-        waiting = self._waiting.pop(key)
-        self._waiting_of[waiting.passage.leaf] -= 1
-        if not self._waiting_of[waiting.passage.leaf]:
-            del self._waiting_of[waiting.passage.leaf]
-        return waiting
-
-    def _give_up(self, key: Key, reason: str = "the client went away before it was connected") -> None:
-        waiting = self._taken(key)
-        waiting.upstream.close()
-        self._over(key, waiting.sequence)
-        self.end(waiting.passage, reason)
+def key_of(flow: Endpoints) -> Key:
+    """Return what tells one flow from every other."""
+    return (str(flow.source), flow.source_port, str(flow.destination), flow.destination_port)
 
 
 def mark_for(error: OSError, flow: Endpoints) -> int | None:
