@@ -44,6 +44,12 @@ _UNSAID: Final = (
 )
 
 
+_NOTHING_TO_PUBLISH: Final = (
+    "--netns-publish: no test has a network of its own that could be shown, since pytest runs as an ordinary user and "
+    "has not been told which tests to isolate. Add --netns, or --netns-marked for those that ask"
+)
+
+
 class _UnsaidError(UnsupportedError):
     """Nothing is missing but the user's word."""
 
@@ -117,16 +123,24 @@ class Session:
         if self.settings.mode is Mode.OFF or self.failure:
             return
         if not self.settings.said:
-            if self.settings.publish is not None and _is_root():  # so that its address is told before the first test
-                self._connect()
-            elif self.outputs.report is not None and self.role is Role.CONTROLLER:
-                with contextlib.suppress(NetnsError, OSError):  # then the tests that ask will say so
-                    self._connect()
+            self._start_unsaid()
             return
         if self.role is Role.CONTROLLER:
             self._connect()
         else:
             self._engage()
+
+    def _start_unsaid(self) -> None:
+        """Connect to the gateway only where something has to be told, or kept, from before the first test that asks."""
+        if self.settings.publish is not None and self.role is not Role.WORKER:
+            if _is_root():
+                self._connect()
+                return
+            if not self.settings.skip_unsupported:
+                raise SettingsError(_NOTHING_TO_PUBLISH)
+        if self.outputs.report is not None and self.role is Role.CONTROLLER:
+            with contextlib.suppress(NetnsError, OSError):  # then the tests that ask will say so
+                self._connect()
 
     def ready(self) -> Stay:
         """Return what it takes to isolate a test, getting it if need be.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import Suite, requires
+from runs import ROOT, Suite, requires
 from terminals import Terminal
 
 COMMAND = [sys.executable, "-m", "pytest_netns"]
@@ -315,6 +315,18 @@ def test_published(suite: Suite) -> None:
     terminal.write("")
     terminal.expect("1 failed, 1 passed")
     terminal.end()
+
+
+def test_published_by_those_that_ask(suite: Suite) -> None:
+    """Where nothing else is said, root is told the address too; an ordinary user, why there is none."""
+    suite.write(test_suite="def test_1(netns): pass")
+    result = suite.run("--netns-publish")
+    if ROOT:
+        result.stdout.fnmatch_lines(["netns: marked (*, leaves at http://localhost:*/", "*1 passed*"])
+        return
+    result.stderr.fnmatch_lines(["ERROR: --netns-publish: *an ordinary user*. Add --netns, or --netns-marked *"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert suite.run("--netns-publish", "--netns-unsupported=skip").parseoutcomes() == {"skipped": 1}
 
 
 def test_publish_takes_no_path_for_a_port(suite: Suite) -> None:
