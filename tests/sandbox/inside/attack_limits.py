@@ -63,10 +63,7 @@ time.sleep(30)
 
 
 def test_memory_of_nobody(attempt: Attempt, netns: Any, work: Path) -> None:
-    """Memory that belongs to no process counts, or is not to be had.
-
-    CVE-2014-9419's kin; man 5 proc on shmem.
-    """
+    """Memory that belongs to no process counts, or is not to be had."""
     with netns.sandbox(workdir=work, memory="64M", timeout=10) as box:
         done = attempt(
             """
@@ -113,10 +110,7 @@ except OSError as error: print(errno.errorcode[error.errno], n)
 
 
 def test_log_bomb_captured(box: Any) -> None:
-    """10 GB to standard output end early, and take no memory of the test's.
-
-    CVE-2020-13401's era: unbounded logs.
-    """
+    """10 GB to standard output end early, and take no memory of the test's."""
     began = time.monotonic()
     done = box.run(["sh", "-c", "head -c 10G /dev/zero"], capture_output=True)
     assert done.exceeded == "output"

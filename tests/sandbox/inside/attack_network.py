@@ -76,7 +76,7 @@ def test_leaf_is_shared(attempt: Attempt) -> None:
 def test_host_loopback(attempt: Attempt) -> None:
     """The host's own loopback, and a cloud's metadata service, are not reached.
 
-    Capital One, 2019; CVE-2019-5021's kin.
+    Capital One, 2019: credentials from the metadata service.
     """
     port = os.environ["OUTSIDE_PORT"]
     done = attempt(f"""

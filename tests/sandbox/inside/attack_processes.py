@@ -39,10 +39,7 @@ def test_outside_is_seen(attempt: Attempt, victim: subprocess.Popen[bytes]) -> N
 
 
 def test_outside_is_killed(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
-    """No signal reaches a process outside, neither by number nor to all.
-
-    CVE-2019-5736's proof of concept ended with one.
-    """
+    """No signal reaches a process outside, neither by number nor to all."""
     done = attempt(f"""
 tell("one", lambda: os.kill({victim.pid}, 9) if {victim.pid} > 50 else 1/0)
 tell("parent", lambda: os.kill({os.getpid()}, 9))
@@ -80,10 +77,7 @@ print("ran on")
 
 
 def test_daemon(attempt: Attempt, mark: str) -> None:
-    """A double fork with a session of its own ends with the command.
-
-    Nsjail's and firejail's --deterministic-exit issues.
-    """
+    """A double fork with a session of its own ends with the command."""
     done = attempt(f"""
 if not os.fork():
     os.setsid()
@@ -164,10 +158,7 @@ def test_abstract_sockets(attempt: Attempt) -> None:
 
 
 def test_descriptors_are_passed(attempt: Attempt, box: Any) -> None:
-    """SCM_RIGHTS passes descriptors within a box, and there is nobody outside to pass one.
-
-    CVE-2020-15257's second half.
-    """
+    """SCM_RIGHTS passes descriptors within a box, and there is nobody outside to pass one."""
     done = attempt("""
 a, b = socket.socketpair()
 socket.send_fds(a, [b"x"], [0])
