@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["allow_list", "closing", "function_of", "table_header", "texts"]
 
 _HOW: Final = "(allow with --netns-allow=RULE, or netns_allow in pyproject.toml)"
+_LOSS: Final = "it ended before the run did; what was tried until then is not told of here"
 _INI_STYLE: Final = "[tool.pytest.ini_options]"
 _NATIVE: Final = "[tool.pytest]  # native TOML, which pytest reads from version 9 on"
 
@@ -39,6 +40,8 @@ def _attempts(session: Session) -> Iterator[tuple[str, list[str]]]:
     except NetnsError as error:
         yield blocked, [f"the gateway does not tell what was blocked: {error}"]
         return
+    if session.losses:
+        yield "a gateway was lost", [_LOSS]
     if tally.blocked:
         yield blocked, _summary(tally.blocked)
     if session.settings.egress is EgressMode.RECORD:

@@ -92,8 +92,10 @@ def _abandon(config: pytest.Config) -> None:
     if begun is None:
         return
     from pytest_netns.gateway.client import GatewayClient  # noqa: PLC0415
+    from pytest_netns.gateway.launch import clear  # noqa: PLC0415
 
     try:
         GatewayClient.connect(begun.run_dir, begun).close()
     except (NetnsError, OSError) as error:
         _log.debug("the gateway that was begun: %s", error)
+        clear(begun.run_dir)

@@ -13,9 +13,10 @@ import pytest
 from pytest_netns import report, values
 from pytest_netns.aftermath import strand
 from pytest_netns.detours import Detour
-from pytest_netns.errors import KernelError, NamespaceClosedError, NetnsError
+from pytest_netns.errors import GatewayError, KernelError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import clock
 from pytest_netns.markers import marks_of
+from pytest_netns.recovery import LOSS, recover
 from pytest_netns.report import RECORD
 from pytest_netns.session import Role
 from pytest_netns.settings import ItemSettings, Mode, Scope, SettingsError
@@ -152,7 +153,12 @@ class Isolation:
     def open(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Bring the process into the test's leaf, from now on, whatever its mode and markers say of it."""
         stay, begin = self.session.ready(), clock.monotonic()
-        leaf = stay.leases.take(item, settings)
+        try:
+            leaf = stay.leases.take(item, settings)
+        except GatewayError as error:
+            if not stay.client.lost:
+                raise
+            pytest.fail(f"{LOSS} ({error})", pytrace=False)
         record = self.telling.begin(item, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
@@ -171,6 +177,7 @@ class Isolation:
         settings = self.settings_of(item)
         self._release(item, item)
         self._watch(item)
+        recover(self.session)
         if settings.isolated:
             self.open(item, settings)
             return
@@ -237,8 +244,10 @@ class Isolation:
         try:
             self._release(item, nextitem)
         except NetnsError:
-            if not failed:
+            if not failed and not stay.client.lost:
                 raise
+        if stay.client.lost and leaf is not None and not failed:
+            pytest.fail(LOSS, pytrace=False)
 
     def _foreseen(self, item: pytest.Item | None) -> tuple[str, ItemSettings] | None:
         """Return what the next leaf will be needed for, if one will be; the test itself tells what is wrong with it."""

@@ -198,6 +198,13 @@ class Leases:
             with contextlib.suppress(NetnsError):
                 _end_left(self._worker, since=None)
 
+    def renew(self) -> None:
+        """Have the leaves that are alive served by another gateway, in place of the one that was lost."""
+        for leaf in self._alive.values():
+            namespace = leaf.namespace
+            namespace.rewire(self._client.lease_again(namespace.descriptors(), OUTSIDE))
+            leaf.place.name = namespace.name
+
     def _left_threads(self, leaf: Leaf) -> list[threading.Thread]:
         """Return the threads that were started in the leaf, and therefore live in it, and go on working."""
         inside = threads_in(os.fstat(leaf.place.net_fd).st_ino)

@@ -238,6 +238,13 @@ class Namespace:
                 stack.enter_context(contextlib.suppress(GatewayError))
                 stack.callback(self._client.unpublish, host_port)
 
+    def rewire(self, grant: LeafGrant) -> None:
+        """Go on as what another gateway has granted for this leaf, whose own has ended."""
+        self.name, self.ipv4, self.ipv6 = grant.name, grant.ipv4, grant.ipv6
+        self._published.clear()
+        for descriptor in (grant.net_fd, grant.mnt_fd):
+            os.close(descriptor)
+
     def _leave(self) -> None:
         if not self._visits.stack:
             raise NetnsError(f"this thread did not enter the namespace {self.name}: exit() needs an enter() before it")

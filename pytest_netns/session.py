@@ -11,17 +11,18 @@ import contextlib
 import enum
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from pytest_netns import early
-from pytest_netns.errors import KernelError, NetnsError, UnsupportedError
+from pytest_netns.errors import GatewayError, KernelError, NetnsError, UnsupportedError
 from pytest_netns.outputs import Outputs
 from pytest_netns.settings import EgressMode, Keep, Mode, Settings, SettingsError
 
 if TYPE_CHECKING:
-    from pytest_netns.gateway.client import GatewayClient
+    from pytest_netns.gateway.client import GatewayClient, LeafGrant
     from pytest_netns.stay import Stay
     from pytest_netns.tally import Tally
 
@@ -95,6 +96,7 @@ class Session:
         self.stay: Stay | None = None
         self.page: str | None = None
         self.told: list[dict[str, Any]] = []
+        self.losses = 0  # of gateways that have ended before the run did
         told = self._workerinput.get(OUTPUTS)
         self.outputs = Outputs(**told) if told else Outputs.of(settings, str(config.invocation_params.dir))
         self.keys: str | None = None
@@ -163,6 +165,7 @@ class Session:
 
     def _connect(self) -> GatewayClient:
         from pytest_netns.gateway.client import GatewayClient, run_directory  # noqa: PLC0415
+        from pytest_netns.gateway.launch import clear  # noqa: PLC0415
         from pytest_netns.gateway.paths import FLOWS_NAME  # noqa: PLC0415
 
         begun = early.taken(self.config)
@@ -172,20 +175,37 @@ class Session:
         except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
             self.client = GatewayClient.connect(run_directory(self.run_id))
         except BaseException:
-            directory = run_directory(self.run_id)
-            with contextlib.suppress(OSError):  # not empty: somebody else's gateway is up
-                directory.rmdir()
-                directory.parent.rmdir()
+            clear(self.directory())
             raise
         if self.outputs.report is not None and self.role is not Role.WORKER:
             self.outputs.flows = str(run_directory(self.run_id) / FLOWS_NAME)
         _log.info("connected to the gateway of run %s", self.run_id)
-        self._cleanup.callback(self.client.close)
-        for path in self.outputs.journals:
-            self.client.log_to(path)
-        if self.settings.publish is not None:
-            self._publish(self.client, self.settings.publish)
+        self._cleanup.callback(self._disconnect, self.client)
+        self.direct(self.client)
         return self.client
+
+    def direct(self, client: GatewayClient) -> None:
+        """Tell a gateway what it is to do for the whole run."""
+        for path in self.outputs.journals:
+            client.log_to(path)
+        if self.settings.publish is not None:
+            self._publish(client, self.settings.publish)
+
+    def _disconnect(self, client: GatewayClient) -> None:
+        from pytest_netns.gateway.launch import clear  # noqa: PLC0415
+        from pytest_netns.gateway.paths import remove  # noqa: PLC0415
+
+        client.close()
+        if self.role is not Role.WORKER:  # the last one that goes, so that it need not matter how the gateway ends
+            remove(self.directory())
+        elif client.lost:
+            clear(self.directory())
+
+    def directory(self) -> Path:
+        """Return where the run keeps its socket and lock, made where it is not there."""
+        from pytest_netns.gateway.paths import run_directory  # noqa: PLC0415
+
+        return run_directory(self.run_id)
 
     def _publish(self, client: GatewayClient, port: int) -> None:
         try:
@@ -210,23 +230,17 @@ class Session:
         if not returns and not self.settings.said:
             raise _UnsaidError(_UNSAID)
         client, settings = self.client or self._connect(), self.settings
-        name, record = self._workerinput.get("workerid", "main"), settings.egress is EgressMode.RECORD
         traveller = Traveller(host, str(self.config.invocation_params.dir))
         worker = None
-        tapped = settings.pcap is not Keep.OFF
-        if returns and settings.mode is Mode.MARKED:
-            client.attach(name, record=record, tapped=tapped)
-        else:
-            opened = settings.mode is Mode.MARKED
-            port, rules = settings.port, settings.allow
-            grant = client.join(name, open_egress=opened, service_port=port, rules=rules, record=record, tapped=tapped)
+        grant = self.join(client, own_leaf=not (returns and settings.mode is Mode.MARKED))
+        if grant is not None:
             worker = Namespace(grant, client)
             self._cleanup.callback(_quietly, worker.close)
             traveller.base = Place.of(grant)
             traveller.go(traveller.base)
             _log.info("in the worker's network, leaf %s, %s", worker.name, worker.ipv4)
         privilege.disinherit()
-        if tapped and settings.tls_keys:
+        if settings.pcap is not Keep.OFF and settings.tls_keys:
             from pytest_netns.keeping import keep_keys  # noqa: PLC0415
 
             self.keys = keep_keys(self._cleanup, self.run_id)
@@ -237,6 +251,19 @@ class Session:
         leases = Leases(client, worker, traveller.base, pools, shared=shared, rules=settings.allow)
         self.stay = Stay(client, traveller, host, returns, worker, leases)
         return self.stay
+
+    def join(self, client: GatewayClient, *, own_leaf: bool, leaf: tuple[int, int] | None = None) -> LeafGrant | None:
+        """Become a worker, with a leaf of its own, which may be there already, or without."""
+        settings = self.settings
+        name, record = self._workerinput.get("workerid", "main"), settings.egress is EgressMode.RECORD
+        tapped = settings.pcap is not Keep.OFF
+        if not own_leaf:
+            client.attach(name, record=record, tapped=tapped)
+            return None
+        opened, port, rules = settings.mode is Mode.MARKED, settings.port, settings.allow
+        return client.join(
+            name, open_egress=opened, service_port=port, rules=rules, record=record, tapped=tapped, leaf=leaf
+        )
 
     def finish(self) -> None:
         """Leave all leaves at the end of the run; a worker tells its controller what was tried from its own."""
@@ -264,7 +291,14 @@ class Session:
         """
         from pytest_netns.tally import Tally  # noqa: PLC0415
 
-        return Tally.of(self.client) if self.client is not None else Tally.sum(self.told)
+        if self.client is not None and not self.client.lost:
+            try:
+                return Tally.of(self.client)
+            except GatewayError:
+                if not self.client.lost:
+                    raise
+        self.losses += self.client is not None
+        return Tally.sum(self.told)
 
     def close(self) -> None:
         """Give everything back; doing so twice is harmless."""

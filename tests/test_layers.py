@@ -31,6 +31,7 @@ LAYERS = (
         "outputs",
         "page",
         "pools",
+        "recovery",
         "report",
         "scene",
         "scoping",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -11,18 +12,15 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from pytest_netns.errors import NetnsError, describe
-from pytest_netns.gateway.paths import (
-    FLOWS_NAME,
-    KEYS_PREFIX,
-    LOG_NAME,
-    OBSERVERS_NAME,
-    SOCKET_NAME,
-    short_path,
-)
+from pytest_netns.gateway import paths
+from pytest_netns.gateway.paths import OBSERVERS_NAME, SOCKET_NAME, short_path
+
+_LIVES: Final = 100
 
 
 def _spare_pyroute2() -> None:
@@ -43,7 +41,7 @@ def _spare_pyroute2() -> None:
 def _tell(ready: int, report: dict[str, Any]) -> bool:
     """Report to the process that started this one, and return whether it is still there."""
     try:
-        os.write(ready, json.dumps(report).encode())
+        os.write(ready, json.dumps(report).encode() + b"\n")
     except BrokenPipeError:
         return False
     finally:
@@ -51,18 +49,38 @@ def _tell(ready: int, report: dict[str, Any]) -> bool:
     return True
 
 
-def _orphan() -> int:
-    """Go on as nobody's child, and return a pidfd of the process that started this one.
+class _Start(NamedTuple):
+    """What a gateway begins with.
 
-    Suites wait for any child of theirs, count them, or end them all: the gateway is none of those.
+    Attributes:
+        starter: a pidfd of the process that started it.
+        again: whether it takes the place of one that was killed, so that nobody waits for its report.
+    """
+
+    starter: int
+    again: bool
+
+
+def _begin() -> _Start:
+    """Go on as nobody's child, below an understudy that starts the next gateway where one is killed.
+
+    Suites wait for any child of theirs, count them, or end them all: the gateway is none of those. The understudy stays
+    in the host's network, which an ordinary user's pytest can't start anything in once it has left.
     """
     starter = os.pidfd_open(os.getppid())
     if os.fork():
         os._exit(0)
-    return starter
+    for again in (False, *[True] * _LIVES):
+        child = os.fork()
+        if not child:
+            return _Start(starter, again)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            os._exit(0)
+    os._exit(1)
 
 
-async def _run(directory: Path, ready: int, starter: int) -> None:
+async def _run(directory: Path, ready: int, start: _Start, leave: Callable[[], None]) -> None:
     from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
 
     gateway = Gateway()
@@ -72,14 +90,12 @@ async def _run(directory: Path, ready: int, starter: int) -> None:
         report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
         _tell(ready, report)
         return
-    sockets = [directory / name for name in (SOCKET_NAME, OBSERVERS_NAME)]
+    names = (SOCKET_NAME, OBSERVERS_NAME)
     with contextlib.ExitStack() as stack:
-        listener, observers = (stack.enter_context(_listener(path)) for path in sockets)
-        if _tell(ready, {}):
-            await gateway.serve(listener, observers, starter)
-        for path in sockets:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        listener, observers = (stack.enter_context(_listener(directory / name)) for name in names)
+        if _tell(ready, {"serves": True}) or start.again:
+            # Whatever ends this process from the last client's end on, no file of it is left.
+            await gateway.serve(listener, observers, start.starter, leave)
     await gateway.stop()
 
 
@@ -93,26 +109,29 @@ def _listener(path: Path) -> socket.socket:
     return listener
 
 
+def _leave(directory: Path, number: int) -> None:
+    """Remove the run's directory; not one that has taken its place, as the next gateway of the same run makes it."""
+    with contextlib.suppress(OSError):
+        if directory.stat().st_ino == number:  # which is nobody else's, as whoever started this one has it held open
+            paths.remove(directory)
+
+
 def main() -> None:
     """Serve one run, then leave nothing behind."""
-    starter = _orphan()
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
         signal.signal(number, signal.SIG_IGN)
+    start = _begin()
     sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed connection takes two, and more
     directory, ready = Path(sys.argv[1]), int(sys.argv[2])
+    leave = functools.partial(_leave, directory, directory.stat().st_ino)
     _spare_pyroute2()
     try:
-        asyncio.run(_run(directory, ready, starter))
+        asyncio.run(_run(directory, ready, start, leave))
     finally:
-        with contextlib.suppress(OSError):
-            for name in ("lock", LOG_NAME, FLOWS_NAME):
-                (directory / name).unlink(missing_ok=True)
-            for path in directory.glob(f"{KEYS_PREFIX}*"):
-                path.unlink(missing_ok=True)
-            directory.rmdir()
-            directory.parent.rmdir()
+        paths.sweep(directory.parent)
+        leave()
 
 
 if __name__ == "__main__":

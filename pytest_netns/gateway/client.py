@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from pytest_netns.errors import GatewayError, KernelError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
-from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, Begun, begin, dial, finish, log
+from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, Begun, begin, dial, find, finish, log
 from pytest_netns.gateway.paths import LOCK_NAME, directory_of, run_directory
 from pytest_netns.gateway.questions import Question
 
@@ -20,6 +21,12 @@ __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
 _Received: TypeAlias = tuple[dict[str, Any], list[int]]
 _Purpose: TypeAlias = tuple[str, tuple[str, ...], bool, int]
+
+
+_NO_OTHER: Final = (
+    "the gateway and its understudy have been killed, and an ordinary user's process, which has left the host's "
+    "network, cannot start another one; run the tests again"
+)
 
 
 class LeafGrant(NamedTuple):
@@ -43,27 +50,36 @@ class Companion(Protocol):
 
 
 class GatewayClient:
-    """A connection to the gateway; closing it gives up every leaf that it was granted."""
+    """A connection to the gateway; closing it gives up every leaf that it was granted.
+
+    Attributes:
+        companions: what has been started for this process, by name.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         """Take over a connected socket; ``connect`` is how one gets here."""
-        self._connection = connection
+        self.companions: dict[str, Companion] = {}
+        self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
         protocol.limit(connection, TIMEOUT)
+        self._connection = connection
+        self._lost = False
         self._number = 0
         self._ordered: int | None = None
         self._ordered_for: _Purpose | None = None
         self._given_up = ""
         self._delivered: _Received | None = None
         self._ruled: set[str] = set()
-        self.companions: dict[str, Companion] = {}
 
     @classmethod
-    def connect(cls, run_dir: Path, begun: Begun | None = None) -> GatewayClient:
+    def connect(cls, run_dir: Path, begun: Begun | None = None, *, may_start: bool = True) -> GatewayClient:
         """Connect to the gateway of a run, starting it where none answers.
 
         Args:
             run_dir: the run's directory.
             begun: the run's gateway, where the caller has started it.
+            may_start: whether the caller is where a gateway belongs, in the host's network.
 
         Raises:
             KernelError: the kernel refused to make the hub.
@@ -74,15 +90,17 @@ class GatewayClient:
 
         try:
             with FileLock(run_dir / LOCK_NAME, timeout=START_TIMEOUT):
-                connection = None if begun else dial(run_dir)
-                if connection is None:
-                    finish(begun or begin(run_dir))
+                connection = None if begun else find(run_dir)
+                if connection is None and not may_start:
+                    raise GatewayError(_NO_OTHER)
+                # Whoever kills one that has just been started does not do so twice.
+                if connection is None and (finish(begun or begin(run_dir)) or finish(begin(run_dir))):
                     connection = dial(run_dir)
         except Timeout as error:
             msg = f"another process held {run_dir / LOCK_NAME} for over {START_TIMEOUT:.0f} s; end it and run again"
             raise GatewayError(msg) from error
         if connection is None:
-            msg = f"the gateway has started but does not answer in {run_dir}\n{log(run_dir)}"
+            msg = f"the gateway in {run_dir} ended as soon as it was started\n{log(run_dir)}"
             raise GatewayError(msg)
         return cls(connection)
 
@@ -95,6 +113,14 @@ class GatewayClient:
             return None
         return None if connection is None else cls(connection)
 
+    def reconnect(self, run_dir: Path, *, may_start: bool = True) -> None:
+        """Connect to another gateway, in place of one that was lost; see ``connect``.
+
+        What other gateway's leaves there are, is for ``join`` and ``lease_again`` to tell.
+        """
+        self._let_go()
+        self._begin(GatewayClient.connect(run_dir, may_start=may_start)._connection)  # noqa: SLF001 - one of us
+
     def join(
         self,
         worker: str,
@@ -104,6 +130,7 @@ class GatewayClient:
         rules: Sequence[str] = (),
         record: bool = False,
         tapped: bool = False,
+        leaf: tuple[int, int] | None = None,
     ) -> LeafGrant:
         """Become a worker with a leaf of its own.
 
@@ -114,6 +141,7 @@ class GatewayClient:
             rules: what the worker's leaf may reach, as ``EgressRule.parse`` takes it.
             record: whether whatever no rule allows is let through, and recorded, for the tests' leaves too.
             tapped: whether the packets of this leaf and of the tests' leaves are kept, for ``save``.
+            leaf: the descriptors of the one that a gateway which was lost had made; None for a new one.
         """
         request = {
             "worker_name": worker,
@@ -123,7 +151,7 @@ class GatewayClient:
             "port": service_port,
             "tapped": tapped,
         }
-        number = self._send(op="join", own_leaf=True, **request)
+        number = self._send(leaf or (), op="join", own_leaf=True, **request)
         return _granted(self._answer("join", number), service_port)
 
     def attach(self, worker: str, *, record: bool = False, tapped: bool = False) -> None:
@@ -179,6 +207,11 @@ class GatewayClient:
         if rules:
             self._ruled.add(grant.name)
         return grant
+
+    def lease_again(self, leaf: tuple[int, int], test: str) -> LeafGrant:
+        """Have a leaf of a gateway that was lost served by this one; it has no rules before it is labelled."""
+        number = self._send(leaf, op="lease", test=test, further=True)
+        return _granted(self._answer("lease", number), 0)
 
     def activate(self, name: str) -> None:
         """Continue the worker leaf's loopback in this leaf from now on."""
@@ -311,10 +344,23 @@ class GatewayClient:
         idle: float | None = self._ask(op="held", leaf=name)["idle"]
         return idle
 
+    @property
+    def lost(self) -> bool:
+        """Whether the gateway has ended, and with it the way out of every leaf."""
+        if not self._lost and self._connection.fileno() >= 0:
+            poll = select.poll()
+            poll.register(self._connection, 0)  # that the other end has gone is told in any case
+            self._lost = bool(poll.poll(0))
+        return self._lost
+
     def close(self) -> None:
         """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""
         while self.companions:
             self.companions.popitem()[1].close()
+        self._lost = self.lost
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._connection.close()
         _, descriptors = self._delivered or ({}, [])
         self._delivered = None
@@ -333,13 +379,13 @@ class GatewayClient:
     def _ask(self, **request: Any) -> dict[str, Any]:
         return self._answer(request["op"], self._send(**request))[0]
 
-    def _send(self, **request: Any) -> int:
+    def _send(self, descriptors: tuple[int, ...] = (), /, **request: Any) -> int:
         """Send one request and return its number."""
         self._number += 1
         try:
-            protocol.send(self._connection, {**request, "number": self._number})
+            protocol.send(self._connection, {**request, "number": self._number}, descriptors)
         except (OSError, ValueError) as error:
-            raise GatewayError(f"lost the gateway at {request['op']!r}: {error}") from error
+            raise self._loss(request["op"], error) from error
         return self._number
 
     def _answer(self, operation: str, number: int) -> _Received:
@@ -349,12 +395,17 @@ class GatewayClient:
         except BlockingIOError as error:
             raise GatewayError(f"the gateway did not answer {operation!r} within {TIMEOUT:.0f} s") from error
         except (OSError, ValueError) as error:
-            raise GatewayError(f"lost the gateway at {operation!r}: {error}") from error
+            raise self._loss(operation, error) from error
         if not answer:
+            self._lost = True
             raise GatewayError(f"the gateway has ended; {operation!r} got no answer")
         if not answer.pop("ok"):
             raise _refusal(operation, answer)
         return answer, descriptors
+
+    def _loss(self, operation: str, error: Exception) -> GatewayError:
+        self._lost = self._lost or isinstance(error, ConnectionError)
+        return GatewayError(f"lost the gateway at {operation!r}: {error}")
 
     def _receive(self, number: int) -> _Received:
         """Receive the answer to one request; empty at the end of the connection.

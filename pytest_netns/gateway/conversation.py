@@ -48,9 +48,14 @@ class Clients:
         self._workers: set[Worker] = set()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deserted: Callable[[], None] = _nothing
 
-    async def serve(self, listener: socket.socket, starter: int) -> None:
-        """Serve until the last client has gone, or nobody comes: ``starter``, a pidfd, has ended, or takes too long."""
+    async def serve(self, listener: socket.socket, starter: int, deserted: Callable[[], None]) -> None:
+        """Serve until the last client has gone, or nobody comes: ``starter``, a pidfd, has ended, or takes too long.
+
+        ``deserted`` is called when the last one has gone, before what it left is seen to.
+        """
+        self._deserted = deserted
         self.listen(listener)
         loop = asyncio.get_running_loop()
         loop.add_reader(starter, self._starter_gone, starter)
@@ -122,13 +127,17 @@ class Clients:
         except (OSError, ValueError):
             self._hang_up(worker)
             return False
-        for descriptor in descriptors:  # no request carries any
-            os.close(descriptor)
-        if request is None:
-            self._hang_up(worker)
-            return False
-        number = request.pop("number", None)
-        reply = self._answer(worker, request)
+        worker.brought = descriptors
+        reply = None
+        try:
+            if request is None:
+                self._hang_up(worker)
+                return False
+            number = request.pop("number", None)
+            reply = self._answer(worker, request)
+        finally:
+            for descriptor in worker.taken_over():  # by nobody, as most requests have none
+                os.close(descriptor)
         if isinstance(reply, Awaitable):
             self._ignore(worker)  # requests are answered in order
             self._spawn(self._answer_later(worker, number, reply))
@@ -178,11 +187,17 @@ class Clients:
         task.add_done_callback(self._tasks.discard)
 
     async def _take_leave(self, worker: Worker) -> None:
+        if self._workers == {worker}:
+            self._deserted()
         try:
             await self._bury(worker)
         finally:  # whatever came of it, the gateway ends with its last client
             self._workers.discard(worker)
             self._end_if_unused()
+
+
+def _nothing() -> None:
+    pass
 
 
 def page(records: Iterable[T], row_of: Callable[[T], Any], **more_fields: Any) -> Reply:

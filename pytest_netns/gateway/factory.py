@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.addressing import Addresses
+from pytest_netns.errors import KernelError
 from pytest_netns.gateway import hub, recipes
 from pytest_netns.gateway.recipes import Recipe, Wiring
 from pytest_netns.kernel import mounts, syscalls
@@ -92,6 +94,19 @@ class Factory:
             syscalls.setns(self._hub.netns, syscalls.CLONE_NEWNET)
         return Leaf(addresses, net_fd, mnt_fd, tap)
 
+    def adopt(self, number: int, wiring: Wiring, net_fd: int, mnt_fd: int) -> Leaf:
+        """Wire a leaf whose gateway has ended to this hub; called in the thread."""
+        addresses = addressing.leaf(number)
+        tap = None
+        syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
+        try:
+            _unwire()
+            self._furnish(addresses, wiring)
+            tap = Tap() if wiring.tapped else None
+        finally:
+            syscalls.setns(self._hub.netns, syscalls.CLONE_NEWNET)
+        return Leaf(addresses, os.dup(net_fd), os.dup(mnt_fd), tap)
+
     def drop(self, leaf: Leaf) -> None:
         """Give a leaf up, off everybody's path; several at once, which the kernel clears at the cost of one."""
         if leaf.tap is not None:
@@ -152,6 +167,19 @@ class Factory:
         mnt_fd = _open_mount_namespace()
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         return mnt_fd
+
+
+def _unwire() -> None:
+    """Take away what joined the thread's namespace to a hub, as far as the kernel has not done so with that."""
+    for protocol, messages in recipes.unwired():
+        connection = NetlinkSocket(protocol)
+        try:
+            connection.request(messages, "take a leaf's old wiring away")
+        except KernelError as error:
+            if error.errno not in (errno.ENODEV, errno.ENOENT):
+                raise
+        finally:
+            connection.close()
 
 
 def _tapped(leaf: Leaf) -> Leaf:

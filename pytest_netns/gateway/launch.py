@@ -17,13 +17,14 @@ from typing import Any, Final, NamedTuple
 
 from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
 from pytest_netns.gateway import protocol
-from pytest_netns.gateway.paths import LOG_NAME, SOCKET_NAME, short_path
+from pytest_netns.gateway.paths import LOCK_NAME, LOG_NAME, SOCKET_NAME, hold, is_held, remove, short_path
 from pytest_netns.kernel import privilege
 
 TIMEOUT: Final = 10.0  # seconds for any one answer
 START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
 
 _LOG_TAIL: Final = 2000
+_POLL: Final = 0.01  # seconds
 
 
 def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> socket.socket | None:
@@ -49,17 +50,36 @@ def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> so
     return connection
 
 
+def find(run_dir: Path) -> socket.socket | None:
+    """Connect to the gateway that serves a run, be it only about to, after one that was killed; None where none is."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        connection = dial(run_dir)
+        if connection is not None or not is_held(run_dir) or time.monotonic() > deadline:
+            return connection
+        time.sleep(_POLL)
+
+
 class Begun(NamedTuple):
-    """A gateway that is about to serve a run; the descriptor, on which it reports, is closed by ``finish``."""
+    """A gateway that is about to serve a run; ``finish`` closes the descriptors.
+
+    Attributes:
+        run_dir: the run's directory.
+        process: what gives way to the gateway.
+        ready: the descriptor on which it reports.
+        held: the one that keeps the directory from being swept.
+    """
 
     run_dir: Path
     process: subprocess.Popen[bytes]
     ready: int
+    held: int
 
 
 def begin(run_dir: Path) -> Begun:
     """Start the gateway; ``finish`` has to follow."""
     (run_dir / SOCKET_NAME).unlink(missing_ok=True)
+    held = hold(run_dir)
     ready, told = os.pipe()
     try:
         with (run_dir / LOG_NAME).open("wb") as output, privilege.inheritable():
@@ -70,35 +90,39 @@ def begin(run_dir: Path) -> Begun:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=[told],
+                pass_fds=[told, held],
                 start_new_session=True,
             )
     except BaseException:
         os.close(ready)
+        os.close(held)
         raise
     finally:
         os.close(told)
-    return Begun(run_dir, process, ready)
+    return Begun(run_dir, process, ready, held)
 
 
-def finish(begun: Begun) -> None:
-    """Wait until a gateway that was started serves; its errors become ours."""
-    run_dir, process, ready = begun
+def finish(begun: Begun) -> bool:
+    """Wait until a gateway that was started serves; its errors become ours. False where it has ended without a word."""
+    run_dir, process, ready, held = begun
     try:
         report = _read_report(ready)
     finally:
         os.close(ready)
+        os.close(held)
     if report is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()  # it has given way to the gateway long since, which is nobody's child
     if report is None:
         raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s\n{log(run_dir)}")
-    if report:
+    if report.get("error"):
         raise _start_error(report, log(run_dir))
+    return bool(report["serves"])
 
 
 def _read_report(ready: int) -> dict[str, Any] | None:
+    """Return what a gateway reports, be it only its end; None where that takes too long."""
     deadline = time.monotonic() + START_TIMEOUT
     data = b""
     readable = select.poll()  # select(2) knows no descriptor above 1023
@@ -107,13 +131,11 @@ def _read_report(ready: int) -> dict[str, Any] | None:
         if not readable.poll(left * 1000):
             break
         chunk = os.read(ready, 65536)
-        if not chunk:
-            break
         data += chunk
-    if not data:
-        return None
-    report: dict[str, Any] = json.loads(data)
-    return report
+        if not chunk or data.endswith(b"\n"):
+            report: dict[str, Any] = json.loads(data) if data else {"serves": False}
+            return report
+    return None
 
 
 def _start_error(report: dict[str, Any], log: str) -> Exception:
@@ -123,6 +145,15 @@ def _start_error(report: dict[str, Any], log: str) -> Exception:
     if report["errno"]:
         return KernelError(report["errno"], text)
     return GatewayError(text)
+
+
+def clear(run_dir: Path) -> None:
+    """Remove the directory of a run whose gateway was killed, unless there is another one."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
+
+    with contextlib.suppress(OSError, Timeout, GatewayError), FileLock(run_dir / LOCK_NAME, timeout=0):
+        if dial(run_dir) is None:
+            remove(run_dir)
 
 
 def _environment() -> dict[str, str]:

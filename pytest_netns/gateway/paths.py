@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,6 +26,7 @@ LOG_NAME: Final = "gateway.log"
 FLOWS_NAME: Final = "flows.jsonl"
 KEYS_PREFIX: Final = "keys-"
 _ATTEMPTS: Final = 100
+_UNUSED: Final = 10.0  # seconds in which whoever makes a directory has long since begun to hold it
 
 
 def directory_of(run_id: str) -> Path:
@@ -59,6 +64,65 @@ def _check_private(path: Path) -> None:
             f"{path} is not a directory of your own with mode 0700, so somebody else could take the place of "
             f"the gateway. Remove it, or set TMPDIR to a directory of your own."
         )
+
+
+def hold(directory: Path) -> int:
+    """Keep a run's directory from being swept; return the descriptor that does, as long as anybody has it open."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def is_held(directory: Path) -> bool:
+    """Tell whether anybody keeps a run's directory; one that is not there is kept by nobody."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def remove(directory: Path) -> None:
+    """Remove a run's directory, and the one that it is in where it was the last; what is gone already is fine."""
+    with contextlib.suppress(OSError):
+        names = {SOCKET_NAME, OBSERVERS_NAME, LOCK_NAME, LOG_NAME, FLOWS_NAME}
+        for path in list(directory.iterdir()):
+            if path.name in names or path.name.startswith(KEYS_PREFIX):
+                path.unlink(missing_ok=True)
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
+def sweep(parent: Path) -> None:
+    """Remove the directories of runs that were killed together with their gateway: nobody holds them."""
+    with contextlib.suppress(OSError):
+        for directory in list(parent.iterdir()):
+            with contextlib.suppress(OSError):
+                if time.time() - directory.stat().st_mtime < _UNUSED:
+                    continue
+                descriptor = hold(directory)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not _is_served(directory):
+                        remove(directory)
+                finally:
+                    os.close(descriptor)
+
+
+def _is_served(directory: Path) -> bool:
+    """Tell whether somebody listens in a run's directory without holding it, as a gateway of another release may."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
+        short_path(directory / SOCKET_NAME) as path,
+    ):
+        connection.setblocking(False)
+        return connection.connect_ex(path) not in (errno.ENOENT, errno.ECONNREFUSED)
 
 
 @contextlib.contextmanager

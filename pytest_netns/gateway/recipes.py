@@ -20,8 +20,8 @@ from pytest_netns import addressing
 from pytest_netns.addressing import Addresses
 from pytest_netns.gateway import rulesets
 from pytest_netns.gateway.rulesets import ETH0_INDEX, LO_INDEX
-from pytest_netns.kernel import links
-from pytest_netns.kernel.netlink import Batch, batch
+from pytest_netns.kernel import links, nft, nft_table
+from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Batch, batch
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -123,6 +123,13 @@ def values_of(own: Addresses) -> dict[bytes, bytes]:
         _SENTINEL_INDEX: struct.pack("=I", own.hub_ifindex),
         _SENTINEL_NAME: own.hub_ifname.encode(),
     }
+
+
+def unwired() -> list[tuple[int, bytes]]:
+    """Return what takes a leaf's wiring away, each with the netlink protocol; what is gone already is refused."""
+    families = (nft.NFPROTO_IPV4, nft.NFPROTO_IPV6)
+    tables = [nft_table.transaction(nft_table.remove(rulesets.HUB_TABLE, family)) for family in families]
+    return [(NETLINK_ROUTE, links.remove(ETH0_INDEX)), *((NETLINK_NETFILTER, table) for table in tables)]
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -83,13 +84,16 @@ class Gateway:
             self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
         )
 
-    async def serve(self, listener: socket.socket, observers: socket.socket, starter: int) -> None:
+    async def serve(
+        self, listener: socket.socket, observers: socket.socket, starter: int, deserted: Callable[[], None]
+    ) -> None:
         """Serve until the last client has gone, or the process ``starter`` refers to, before there was any.
 
-        Those who come to look, through ``observers``, count for nothing.
+        Those who come to look, through ``observers``, count for nothing. ``deserted`` is called when the last client
+        has gone, before what it left is seen to.
         """
         self._watchers.listen(observers)
-        await self._clients.serve(listener, starter)
+        await self._clients.serve(listener, starter, deserted)
 
     def live(self) -> list[LiveLeaf]:
         """Return the leaves that are alive."""
@@ -137,11 +141,19 @@ class Gateway:
             await asyncio.get_running_loop().run_in_executor(None, reap, live.net_inode, worker.pid)
         self._drop(worker, live)
 
-    async def _join(
+    def _join(self, worker: Worker, **wanted: Any) -> Awaitable[Reply]:
+        """Take a client on as a worker; see there."""
+        brought: list[int] = []
+        joined = self._take_on(worker, brought, **wanted)  # first, as it may be refused at once
+        brought += worker.taken_over()
+        return joined
+
+    async def _take_on(
         self,
         worker: Worker,
-        worker_name: str,
+        brought: list[int],
         *,
+        worker_name: str,
         open_egress: bool,
         own_leaf: bool,
         rules: list[str],
@@ -149,17 +161,36 @@ class Gateway:
         port: int,
         tapped: bool,
     ) -> Reply:
-        """Take a client on as a worker, with a leaf of its own or, as a guest of the host, without."""
-        if worker.name:
-            msg = f"{worker.name} has joined already"
-            raise ValueError(msg)
-        worker.policy = OPEN if open_egress else Policy(_parsed(tuple(rules)), everything=record)
-        worker.name, worker.opened, worker.record, worker.tapped = worker_name, open_egress, record, tapped
-        self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
-        if not own_leaf:
-            return {}, ()
-        wiring = worker.own_wiring()
-        leaf = await self._in_hub(self._factory.make, self._numbers.take(), wiring)
+        """Take a client on as a worker, with a leaf of its own or, as a guest of the host, without.
+
+        ``brought`` is empty, or the descriptors of the leaf that it had of a gateway which has ended; they are closed.
+        """
+        try:
+            if worker.name:
+                msg = f"{worker.name} has joined already"
+                raise ValueError(msg)
+            worker.policy = OPEN if open_egress else Policy(_parsed(tuple(rules)), everything=record)
+            worker.name, worker.opened, worker.record, worker.tapped = worker_name, open_egress, record, tapped
+            self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
+            if not own_leaf:
+                return {}, ()
+            leaf = await self._finished(worker.own_wiring(), brought)
+        finally:
+            for descriptor in brought:
+                os.close(descriptor)
+        worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
+        worker.own.port = port
+        self._route_loopback(worker.own, worker.worker_alias)
+        self._apply(worker.own, worker.policy)
+        self._stock.open(worker)
+        return _granted(worker.own)
+
+    async def _finished(self, wiring: Wiring, brought: Sequence[int]) -> Leaf:
+        """Return a new leaf, or the one that these are the descriptors of, once it is ready for use."""
+        if len(brought) == 2:
+            leaf = await self._in_hub(self._factory.adopt, self._numbers.take(), wiring, *brought)
+        else:
+            leaf = await self._in_hub(self._factory.make, self._numbers.take(), wiring)
         rest = self._factory.tap(leaf)
         if rest is not None:
             try:
@@ -167,12 +198,7 @@ class Gateway:
             except BaseException:
                 self._give_up(leaf)
                 raise
-        worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
-        worker.own.port = port
-        self._route_loopback(worker.own, worker.worker_alias)
-        self._apply(worker.own, worker.policy)
-        self._stock.open(worker)
-        return _granted(worker.own)
+        return leaf
 
     def _begin(self, wiring: Wiring) -> Future[Leaf]:
         return self._factory.submit(self._factory.make, self._numbers.take(), wiring)
@@ -191,16 +217,27 @@ class Gateway:
         """Hand out a fresh leaf for a test, by whose rules it goes, and take one back.
 
         A ``further`` one is beside the test's own, in which the worker leaf's loopback goes on being continued.
+        The leaf is the one that the worker has brought, if it has.
         """
         if not worker.name:
             raise ValueError("a client has to join before it gets leaves")
         if instead_of is not None:
             self._release(worker, instead_of)
         policy = Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni)
+        if worker.brought:
+            adopted = self._adopted(worker, worker.taken_over())
+            return self._hand_out_later(worker, adopted, test, policy, port, further=further)
         leaf = self._stock.take(worker)
         if isinstance(leaf, Leaf):
             return self._hand_out(worker, leaf, test, policy, port, further=further)
         return self._hand_out_later(worker, leaf, test, policy, port, further=further)
+
+    async def _adopted(self, worker: Worker, brought: Sequence[int]) -> Leaf:
+        try:
+            return await self._finished(worker.test_wiring(), brought)
+        finally:
+            for descriptor in brought:
+                os.close(descriptor)
 
     async def _hand_out_later(
         self, worker: Worker, leaf: Awaitable[Leaf], test: str, policy: Policy, port: int, *, further: bool

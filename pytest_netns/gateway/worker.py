@@ -89,6 +89,7 @@ class Worker:
         record: whether what its leaves have no rule for is let through.
         tapped: whether its leaves' packets are kept.
         opened: whether its own leaf stands in for the host's network, and has the host's resolver.
+        brought: the descriptors that came with its request, as long as nobody has taken them over.
         heard: whether it is listened to; not while an answer to it takes time, and not once it has gone.
     """
 
@@ -105,11 +106,17 @@ class Worker:
     tests: dict[str, LiveLeaf] = field(default_factory=dict)
     current: LiveLeaf | None = None
     made: int = 0
+    brought: list[int] = field(default_factory=list)
 
     @functools.cached_property
     def loopback(self) -> Loopback:
         """The aliases of this worker's shared loopback."""
         return addressing.loopback(self.number)
+
+    def taken_over(self) -> list[int]:
+        """Return the descriptors that came with a request; they are the caller's to close from now on."""
+        taken, self.brought = self.brought, []
+        return taken
 
     @property
     def leaves(self) -> list[LiveLeaf]:

@@ -11,7 +11,15 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+)
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -106,6 +114,11 @@ def settle(index: int) -> bytes:
     the link's state makes it notice (Linux 6.8).
     """
     return encode(ifinfmsg(), RTM_GETLINK, 0, {"index": index}, [])
+
+
+def remove(index: int) -> bytes:
+    """Remove an interface; the kernel refuses it for one that is not there."""
+    return encode(ifinfmsg(), RTM_DELLINK, 0, {"index": index}, [])
 
 
 def add_neighbour(index: int, address: Address, mac: str) -> bytes:

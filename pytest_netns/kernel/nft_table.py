@@ -63,6 +63,11 @@ class Table:
         return nft_wire.message(nft_wire.NEWRULE, self.family, attributes, NLM_F_APPEND)
 
 
+def remove(name: str, family: int) -> bytes:
+    """Return the message that takes a table away; the kernel refuses it for one that is not there."""
+    return nft_wire.message(nft_wire.DELTABLE, family, [nft_wire.string(1, name)])
+
+
 def add_element(table: str, family: int, name: str, key: bytes) -> bytes:
     """Return the message that adds one key to a set; it may be there already."""
     return _element(nft_wire.NEWSETELEM, table, family, name, key)
