@@ -80,7 +80,12 @@ class Groups:
         for path in self.paths:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-        return not any(map(os.path.isdir, self.paths))
+        return not self.are_there
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any of them has not been removed yet."""
+        return any(map(os.path.isdir, self.paths))
 
     def read(self, limit: str, name: str) -> str:
         """Return what a file of a group says; empty where there is none."""

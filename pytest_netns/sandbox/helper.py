@@ -8,11 +8,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import KernelError, NetnsError, SandboxError, UnsupportedError
 from pytest_netns.kernel import privilege
 from pytest_netns.sandbox import wire
+from pytest_netns.sandbox.cgroups import Group, Groups
 from pytest_netns.sandbox.wire import Message
 
 __all__ = ["Warden"]
@@ -21,6 +23,8 @@ _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_netns.sandbox import warden; warden.main()"
 )
 _PATIENCE: Final = 10.0  # seconds for the answer to anything
+_GRACE: Final = 2.0  # seconds for boxes to die in
+_POLL: Final = 0.005
 _KINDS: Final = {"SandboxError": SandboxError, "UnsupportedError": UnsupportedError}
 
 
@@ -38,6 +42,7 @@ class Warden:
     def __init__(self) -> None:
         """Start it."""
         self._control, theirs = wire.pair()
+        self._groups: list[Groups] = []
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), path]
         with theirs, privilege.inheritable():
@@ -52,6 +57,9 @@ class Warden:
             SandboxError, KernelError, UnsupportedError: it cannot be done.
         """
         ours, theirs = wire.pair()
+        if "groups" in message:
+            made = Groups({limit: Group(*where) for limit, where in message["groups"].items()})
+            self._groups = [*(groups for groups in self._groups if groups.are_there), made]
         with theirs:
             try:
                 wire.send(self._control, message, (theirs.fileno(), *descriptors))
@@ -73,7 +81,20 @@ class Warden:
         """End it, and with it every box; doing so twice is harmless."""
         self._control.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE)
+            if self._process.wait(_PATIENCE):
+                self._clear()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is of no use any more, as somebody has killed it."""
+        return self._process.poll() is not None
+
+    def _clear(self) -> None:
+        """Remove the control groups that it could not, as it was killed; boxes end when they are closed."""
+        deadline = time.monotonic() + _GRACE
+        while (left := [groups for groups in self._groups if not groups.remove()]) and time.monotonic() < deadline:
+            self._groups = left
+            time.sleep(_POLL)
 
 
 def _refusal(answer: Message | None) -> NetnsError:
