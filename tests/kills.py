@@ -195,7 +195,7 @@ def cases(*, root: bool) -> list[Case]:
         if root and step.place.endswith(":enter_user_namespace"):
             continue
         for workers in (False, True):
-            targets = ["controller", "worker", "gateway"] if workers else ["pytest", "gateway"]
+            targets = ["controller", "worker", "gateway"] if workers else ["pytest", "gateway", "understudy"]
             targets += ["warden", "keeper", "box"] if step.boxed else []
             found += [Case(step, target, signals, workers) for target in targets for signals in SIGNALS]
     return found
@@ -242,7 +242,8 @@ class _Run:
         command = [sys.executable, "-m", "pytest", *(f"-pno:{name}" for name in sorted(known - wanted))]
         command += ["-pno:cacheprovider", "--netns", "-rA", "--tb=short", *(["-n2"] if self.case.workers else [])]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        environment |= {"PYTHONPATH": str(_STEPS), "TMPDIR": str(self.temporary), "NETNS_STEP": self.case.step.text}
+        path = os.pathsep.join(filter(None, (str(_STEPS), os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "TMPDIR": str(self.temporary), "NETNS_STEP": self.case.step.text}
         environment |= {"NETNS_STEP_SOCKET": str(self.folder / "step")}
         with self.output.open("wb") as output:
             return subprocess.Popen(
@@ -387,7 +388,7 @@ def _await_stop(pid: int) -> None:
 def _kind(pid: int) -> str:
     command = _command(pid)
     if "-m pytest_netns.gateway" in command:
-        return "gateway"
+        return "gateway" if "-m pytest_netns.gateway" in _command(_parent(pid)) else "understudy"
     if "sandbox import warden" in command:
         return "keeper" if "sandbox import warden" in _command(_parent(pid)) else "warden"
     if command.startswith("bwrap ") or command == "sleep 99":
