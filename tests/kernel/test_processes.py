@@ -114,9 +114,9 @@ def test_returns_when_the_last_one_is_gone() -> None:
     leaving = subprocess.Popen(["sleep", "0.001"])
     children = [sleeper() for _ in range(5)]
     start = time.monotonic()
-    ended = processes.end([Process(gone.pid, "true"), *processes.members(net_inode())])
+    ended = processes.end([Process(gone.pid, "true"), *processes.members(net_inode())], timeout=30)
     leaving.wait()
-    assert time.monotonic() - start < 0.4
+    assert time.monotonic() - start < 15
     assert sorted(process.pid for process, _ in ended) == sorted(child.pid for child in children)
 
 
