@@ -23,6 +23,7 @@ __all__ = ["Check", "Report", "examine", "explain"]
 
 COMMAND: Final = "python -m pytest_netns doctor"
 _TRIALS: Final = "pytest_netns.checkup.trials"
+_BOXES: Final = "pytest_netns.checkup.boxes"
 _PATIENCE: Final = 60.0  # seconds for all checks; they take half of one, and longer where modules are loaded first
 _EXPLAIN_PATIENCE: Final = 2.5
 
@@ -68,11 +69,21 @@ class Report:
         }
 
 
-def examine(timeout: float = _PATIENCE) -> Report:
-    """Make all checks, for at most ``timeout`` seconds together."""
+def examine(timeout: float = _PATIENCE, *, boxes: bool = True) -> Report:
+    """Make all checks, those that isolation needs for at most ``timeout`` seconds together.
+
+    ``boxes`` is whether to try out a box, too, which isolation does without.
+    """
     machine = read()
     outcomes = probe.run(_TRIALS, timeout)
+    if boxes:
+        outcomes += [_no_obstacle(one) for one in probe.run(_BOXES, timeout) if one.name == names.BOXES]
     return Report(machine, tuple(_check(outcome, machine) for outcome in outcomes))
+
+
+def _no_obstacle(outcome: probe.Outcome) -> probe.Outcome:
+    """Return what came of a check that isolation does not depend on."""
+    return outcome if outcome.status != FAIL else outcome._replace(status=WARN)
 
 
 def _check(outcome: probe.Outcome, machine: Machine) -> Check:
@@ -85,7 +96,7 @@ def explain(error: BaseException) -> str:
     """Return what to tell a user whose run could not start: what is missing, why, and the remedy."""
     original = f"{type(error).__name__}: {error}"
     try:
-        lines = _explanation(error, examine(_EXPLAIN_PATIENCE))
+        lines = _explanation(error, examine(_EXPLAIN_PATIENCE, boxes=False))
     except Exception as trouble:  # noqa: BLE001 - the original error matters more than whatever this is
         lines = [f"(looking for the cause failed too: {type(trouble).__name__}: {trouble})"]
     return "\n".join([original, *lines, f"all checks: {COMMAND}"])

@@ -9,7 +9,7 @@ import pytest
 from pytest_netns.checkup import containers, names
 from pytest_netns.checkup.machine import Machine, read
 from pytest_netns.checkup.remedies import find
-from pytest_netns.kernel.probe import FAIL, PROBE, Outcome
+from pytest_netns.kernel.probe import FAIL, PROBE, WARN, Outcome
 
 UBUNTU = Machine(
     apparmor_restricts=True, apparmor="unconfined", distributions=("ubuntu", "debian"), program="/usr/bin/p"
@@ -104,6 +104,9 @@ REMEDIES = [
     (Outcome(names.ADDRESSES, FAIL, "", errno.EACCES, "IPv6"), Machine(), "IPv6 is disabled", "disable_ipv6=0"),
     (Outcome(names.ADDRESSES, FAIL, "", errno.EOPNOTSUPP, "IPv6"), Machine(), "IPv6 is off", "ipv6.disable=1"),
     (Outcome(names.PACKAGES, FAIL, "", 0), Machine(python="py"), "package", "py -m pip install"),
+    (Outcome(names.BOXES, WARN, "", 0, "bubblewrap"), Machine(python="py"), "bubblewrap 0.8", "pip install bubblewrap"),
+    (Outcome(names.BOXES, WARN, "", 0, "set-up"), Machine(), "user namespaces", "sudo sysctl -w"),
+    (Outcome(names.BOXES, WARN, "", 0, "set-up"), Machine(container="docker"), "masks /proc", "docker run"),
     (Outcome(PROBE, FAIL, "signal 9", 0), Machine(), "died", "python -m pytest_netns doctor"),
     (Outcome(PROBE, FAIL, "no answer", errno.ETIMEDOUT), Machine(), "busy", "python -m pytest_netns doctor"),
     (Outcome(names.HUB_RULES, FAIL, "no answer", errno.ETIMEDOUT), Machine(), "for the first time", "doctor"),

