@@ -88,16 +88,16 @@ def disinherit() -> None:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Make the permitted capabilities effective for the calling thread while the block runs."""
+    """Make the permitted capabilities effective for the calling thread while the block runs, then what was before."""
     if is_root():
         yield
         return
-    _, permitted, inheritable = syscalls.capget()
+    effective, permitted, inheritable = syscalls.capget()
     syscalls.capset(permitted, permitted, inheritable)
     try:
         yield
     finally:
-        syscalls.capset(0, permitted, inheritable)
+        syscalls.capset(effective, permitted, inheritable)
 
 
 def renounce() -> None:
