@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ from runs import TOOLS
 
 from pytest_netns.sandbox import cgroups
 
-__all__ = ["SIGNALS", "STEPS", "Case", "Outcome", "Step", "carry_out", "cases"]
+__all__ = ["SIGNALS", "STEPS", "Case", "Outcome", "Step", "carry_out", "cases", "family"]
 
 _STEPS: Final = Path(__file__).parent / "steps"
 _PATIENCE: Final = 30.0  # seconds for anything that has to come
@@ -275,8 +275,7 @@ class _Run:
         peer, _, _ = _PEER.unpack(stopped.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         if self.case.target in ("pytest", "controller"):
             return process.pid
-        family = {pid: _kind(pid) for one in set(_children()) - self._before for pid in _descendants(one)}
-        kinds = [pid for pid, kind in family.items() if kind == self.case.target]
+        kinds = [pid for pid, kind in family(self._before).items() if kind == self.case.target]
         return peer if peer in kinds else next(iter(kinds), None)
 
     def left(self) -> list[str]:
@@ -383,6 +382,12 @@ def _await_stop(pid: int) -> None:
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and _state(pid) not in "TZX":
         time.sleep(_POLL)
+
+
+def family(others: Container[int] = ()) -> dict[int, str]:
+    """Return the processes below this one, but for these children and theirs, and what each of them is."""
+    found = [pid for one in _children() if one not in others for pid in _descendants(one)]
+    return {pid: _kind(pid) for pid in found if _state(pid) not in "ZX"}
 
 
 def _kind(pid: int) -> str:

@@ -1,0 +1,214 @@
+"""Runs tests that do all kinds of things, with faults at random, and tells what drifts.
+
+    python benchmarks/reliability/soak.py [--leaves 100000] [--round 2000] [--workers 4] [--user tester] [--seed 1]
+
+Rounds of ``pytest --netns -n 4``, one after the other, until so many tests have had their leaves. A test serves, is let
+out or refused, runs a program, leaves a daemon, looks at packets, makes a box, or fails; in two of three rounds the
+gateway or a worker is killed at a random moment. For each round a line says how long a leaf took, the most memory and
+descriptors that the gateway and a worker had, what the kernel has (for the whole machine), and what went wrong: tests
+without an outcome, and tests with another than they should have, for which no fault is to blame.
+
+``--leaves 200 --round 100`` is a short form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from kills import family
+from limits import machine, process
+from runs import adopt_orphans
+
+_REASONS: Final = ("the gateway has ended", "lost the gateway", "crashed while running", "gateway could not")
+_CONFTEST: Final = """
+import json, os
+
+seen = {}
+
+def pytest_runtest_logreport(report):
+    outcome, text = seen.get(report.nodeid, ("passed", ""))
+    if report.outcome == "failed":
+        outcome, text = "failed", text + report.longreprtext
+    seen[report.nodeid] = outcome, text
+
+def pytest_sessionfinish(session):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        with open("seen", "w") as file:
+            json.dump(seen, file)
+"""
+_TESTS: Final = '''
+import os, socket, subprocess, sys, time
+import pytest
+
+DAEMON = "import os, signal, time; signal.signal(15, signal.SIG_IGN) if {0} % 2 else 0; time.sleep(600)"
+
+@pytest.fixture(scope="session")
+def server():
+    """A server in the worker's leaf."""
+    import threading
+    listener = socket.create_server(("127.0.0.1", 9000))
+    def serve():
+        while True:
+            connection, _ = listener.accept()
+            connection.sendall(b"hello")
+            connection.close()
+    threading.Thread(target=serve, daemon=True).start()
+
+def ask(port, host="127.0.0.1"):
+    with socket.create_connection((host, port), 5) as client:
+        return client.recv(10)
+
+def serves(netns, number):
+    with socket.create_server(("127.0.0.1", 8080)) as listener, socket.create_connection(("127.0.0.1", 8080)):
+        listener.accept()[0].close()
+
+def shares(netns, number):
+    assert ask(9000) == b"hello"
+
+def is_refused(netns, number):
+    with pytest.raises(OSError, match="No route to host"):
+        socket.create_connection(("203.0.113.1", 80), 5)
+
+def knows_no_name(netns, number):
+    with pytest.raises(socket.gaierror):
+        socket.getaddrinfo("example.com", 80)
+
+def is_let_out(netns_egress, number):
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", 9), 5)
+
+def runs(netns, number):
+    subprocess.run(["true"], check=True)
+
+def leaves_a_daemon(netns, number):
+    subprocess.Popen([sys.executable, "-S", "-c", DAEMON.format(number)], start_new_session=True)
+
+def captures(netns, number):
+    with netns.capture() as capture:
+        serves(netns, number)
+
+def boxes(netns, number):
+    box = netns.sandbox(memory="64M")
+    assert box.run(["true"]).returncode == 0
+
+def fails(netns, number):
+    pytest.fail("as it should")
+
+KINDS = [serves, shares, is_refused, knows_no_name, is_let_out, runs, leaves_a_daemon, captures, boxes, fails]
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.netns(allow=["localhost:9"])
+@pytest.mark.parametrize("number", range(COUNT))
+def test_it(netns, netns_egress, server, number):
+    some = number * 7919 % 60
+    kind = KINDS[some] if some < len(KINDS) else KINDS[some % 7]
+    kind(netns_egress if kind is is_let_out else netns, number)
+'''
+
+_FAILS: Final = 9
+
+
+def _round(options: argparse.Namespace, folder: Path, fault: str) -> dict[str, Any]:
+    """Run the tests once, and return what there is to tell."""
+    command = [sys.executable, "-m", "pytest", "-q", "--netns", f"-n{options.workers}", "-pno:cacheprovider"]
+    command += ["-pno:randomly", "-pno:faulthandler", "--tb=short"]
+    began = time.monotonic()
+    moment = began + random.uniform(3.0, 3.0 + options.round / 50)
+    most: dict[str, dict[str, int]] = {}
+    with (folder / "output").open("wb") as output:
+        run = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    while run.poll() is None:
+        for kind, pid in _processes():
+            with contextlib.suppress(OSError, StopIteration):
+                now = process(pid)
+                most[kind] = {name: max(value, most.get(kind, {}).get(name, 0)) for name, value in now.items()}
+            if kind == fault and time.monotonic() > moment:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                fault = "done"
+        time.sleep(0.2)
+    seconds = time.monotonic() - began
+    seen = json.loads((folder / "seen").read_text()) if (folder / "seen").exists() else {}
+    return {"seconds": seconds, "most": most, "wrong": list(_wrong(options, seen, faulty=fault == "done"))}
+
+
+def _processes() -> list[tuple[str, int]]:
+    found = [(kind, pid) for pid, kind in family().items() if kind in ("gateway", "worker")]
+    random.shuffle(found)
+    return found
+
+
+def _wrong(options: argparse.Namespace, seen: Mapping[str, tuple[str, str]], *, faulty: bool) -> Iterator[str]:
+    """Yield what did not go as it should."""
+    for number in range(options.round):
+        outcome, text = seen.get(f"test_it.py::test_it[{number}]", ("lost", ""))
+        wanted = "failed" if number * 7919 % 60 == _FAILS else "passed"
+        blamed = faulty and any(reason in text for reason in _REASONS)
+        if outcome == "lost" or (outcome != wanted and not blamed):
+            yield f"test {number}: {outcome} {text[-300:]!r}"
+
+
+def main() -> None:
+    """Do what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--leaves", type=int, default=100_000)
+    parser.add_argument("--round", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--user", default="")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.user and os.geteuid() == 0:
+        arguments = [f"--{name}={value}" for name, value in vars(options).items() if name != "user"]
+        command = ["runuser", "-u", options.user, "--", sys.executable, os.path.abspath(__file__), *arguments]
+        sys.exit(subprocess.run(command, cwd="/", check=False).returncode)
+    adopt_orphans(wanted=True)
+    random.seed(options.seed)
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    (folder / "conftest.py").write_text(_CONFTEST)
+    (folder / "test_it.py").write_text(_TESTS.replace("COUNT", str(options.round)))
+    print("leaves  fault    ms a leaf  gateway KiB  its fds  worker KiB  its fds  kernel KiB  namespaces  wrong")
+    wrong = done = 0
+    while done < options.leaves:
+        fault = random.choice(["gateway", "worker", "none"])
+        told = _round(options, folder, fault)
+        done += options.round
+        wrong += len(told["wrong"])
+        gateway, worker = (told["most"].get(kind, {}) for kind in ("gateway", "worker"))
+        state = machine()
+        print(
+            f"{done:6}  {fault:8}{told['seconds'] / options.round * 1e3:10.2f}{gateway.get('KiB', 0):13}"
+            f"{gateway.get('descriptors', 0):9}{worker.get('KiB', 0):12}{worker.get('descriptors', 0):9}"
+            f"{state['kernel KiB']:12}{state.get('namespaces', '?'):>12}{len(told['wrong']):7}",
+            flush=True,
+        )
+        for line in told["wrong"][:5]:
+            print(f"    {line}", flush=True)
+        (folder / "seen").unlink(missing_ok=True)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+    time.sleep(2)
+    left = [f"{kind or 'process'} {pid}" for pid, kind in family().items()]
+    print(f"left: {', '.join(left) or 'nothing'}; namespaces now: {machine().get('namespaces', '?')}")
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(bool(wrong or left))
+
+
+if __name__ == "__main__":
+    main()
