@@ -177,6 +177,42 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
         paths.run_directory("run")
 
 
+def test_sweeps_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory of a run that was killed with all that belongs to it goes; not one in use, nor other files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, held, fresh, foreign = (paths.run_directory(name) for name in ("dead", "held", "fresh", "foreign"))
+    for directory in (dead, held, fresh, foreign):
+        (directory / paths.LOG_NAME).touch()
+    (foreign / "notes").touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as killed:
+        killed.bind(str(dead / paths.SOCKET_NAME))
+    for directory in (dead, held, foreign):
+        os.utime(directory, (1, 1))
+    descriptor = paths.hold(held)
+    paths.sweep(dead.parent)
+    assert sorted(path.name for path in dead.parent.iterdir()) == ["foreign", "fresh", "held"]
+    assert (foreign / "notes").exists()
+    assert (held / paths.LOG_NAME).exists()
+    os.close(descriptor)
+    paths.sweep(dead.parent)
+    assert not held.exists()
+
+
+@inside
+def test_understudy(own_world: World) -> None:
+    """Where a gateway is killed another serves its run, without anybody's doing; with the last client it ends, too."""
+    client = own_world.connect()
+    gateway = peer_pid(client)
+    os.kill(gateway, signal.SIGTERM)
+    wait_until(lambda: client.lost, 10)
+    client.reconnect(own_world.directory, may_start=False)
+    following = peer_pid(client)
+    assert following != gateway
+    assert not client.lost
+    client.close()
+    wait_until(lambda: not is_alive(following), 10)
+
+
 def raw(world: World) -> socket.socket:
     """Connect without the client's manners."""
     connection = world.connect()._connection

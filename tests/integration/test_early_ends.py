@@ -60,7 +60,7 @@ class TestSignals:
         began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=20)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # of the 99 that the tests would take; the machine may be busy
         assert process.returncode == pytest.ExitCode.INTERRUPTED, output
         lines = pytest.LineMatcher(output.splitlines())
         lines.fnmatch_lines(["*KeyboardInterrupt*", "*1 passed*"])
