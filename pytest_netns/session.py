@@ -166,7 +166,7 @@ class Session:
     def _connect(self) -> GatewayClient:
         from pytest_netns.gateway.client import GatewayClient, run_directory  # noqa: PLC0415
         from pytest_netns.gateway.launch import clear  # noqa: PLC0415
-        from pytest_netns.gateway.paths import FLOWS_NAME  # noqa: PLC0415
+        from pytest_netns.gateway.paths import FLOWS_NAME, directory_of  # noqa: PLC0415
 
         begun = early.taken(self.config)
         early.settle()
@@ -175,7 +175,7 @@ class Session:
         except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
             self.client = GatewayClient.connect(run_directory(self.run_id))
         except BaseException:
-            clear(self.directory())
+            clear(directory_of(self.run_id))
             raise
         if self.outputs.report is not None and self.role is not Role.WORKER:
             self.outputs.flows = str(run_directory(self.run_id) / FLOWS_NAME)
@@ -193,13 +193,13 @@ class Session:
 
     def _disconnect(self, client: GatewayClient) -> None:
         from pytest_netns.gateway.launch import clear  # noqa: PLC0415
-        from pytest_netns.gateway.paths import remove  # noqa: PLC0415
+        from pytest_netns.gateway.paths import directory_of, remove  # noqa: PLC0415
 
         client.close()
         if self.role is not Role.WORKER:  # the last one that goes, so that it need not matter how the gateway ends
-            remove(self.directory())
+            remove(directory_of(self.run_id))
         elif client.lost:
-            clear(self.directory())
+            clear(directory_of(self.run_id))
 
     def directory(self) -> Path:
         """Return where the run keeps its socket and lock, made where it is not there."""
