@@ -45,6 +45,8 @@ def pytest_runtest_logreport(report):
     outcome, text = seen.get(report.nodeid, ("passed", ""))
     if report.outcome == "failed":
         outcome, text = "failed", text + report.longreprtext
+    if not seen:
+        open("begun", "w").close()
     seen[report.nodeid] = outcome, text
 
 def pytest_sessionfinish(session):
@@ -129,16 +131,19 @@ def _round(options: argparse.Namespace, folder: Path, fault: str) -> dict[str, A
     command = [sys.executable, "-m", "pytest", "-q", "--netns", f"-n{options.workers}", "-pno:cacheprovider"]
     command += ["-pno:randomly", "-pno:faulthandler", "--tb=short"]
     began = time.monotonic()
-    moment = began + random.uniform(3.0, 3.0 + options.round / 50)
+    wait = random.uniform(0.0, options.round / 50)
+    begun, moment = folder / "begun", 0.0  # what dies before the first test, pytest-xdist can't do without
+    begun.unlink(missing_ok=True)
     most: dict[str, dict[str, int]] = {}
     with (folder / "output").open("wb") as output:
         run = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     while run.poll() is None:
+        moment = moment or (time.monotonic() + wait if begun.exists() else 0.0)
         for kind, pid in _processes():
             with contextlib.suppress(OSError, StopIteration):
                 now = process(pid)
                 most[kind] = {name: max(value, most.get(kind, {}).get(name, 0)) for name, value in now.items()}
-            if kind == fault and time.monotonic() > moment:
+            if kind == fault and 0.0 < moment < time.monotonic():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 fault = "done"
