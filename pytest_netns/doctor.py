@@ -25,7 +25,7 @@ COMMAND: Final = "python -m pytest_netns doctor"
 _TRIALS: Final = "pytest_netns.checkup.trials"
 _BOXES: Final = "pytest_netns.checkup.boxes"
 _PATIENCE: Final = 60.0  # seconds for all checks; they take half of one, and longer where modules are loaded first
-_EXPLAIN_PATIENCE: Final = 2.5
+_EXPLAIN_PATIENCE: Final = 20.0  # seconds; whoever waits for the reason of a failure is told it on a busy machine, too
 
 
 @dataclass(frozen=True, slots=True)
