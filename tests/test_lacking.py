@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 import machines
 import pytest
 from machines import DOCTOR
+from unshared import in_child, isolate
 
 from pytest_netns.checkup import names
-from pytest_netns.kernel.probe import FAIL, WARN
+from pytest_netns.checkup.bench import Bench
+from pytest_netns.kernel.probe import FAIL, WARN, RefusedError
 
 ROOT = os.geteuid() == 0
 
@@ -147,3 +150,33 @@ class TestLackingMachines:
         assert "sudo sysctl -w user.max_net_namespaces=" in result.stdout
         assert "the same as for: namespace limits" in result.stdout
         assert result.stdout.splitlines()[-1] == "2 checks failed: pytest --netns can't isolate tests here."
+
+
+class TestLackingExpressions:
+    """A kernel that has nftables, but not all that the hub's rules are made of: it is asked for what no kernel has."""
+
+    @pytest.mark.parametrize(
+        ("word", "absent", "part"),
+        [(b"tproxy\0", b"tprox!\0", "tprox!"), (b"NFQUEUE\0", b"NFQUEU!\0", "queue")],
+        ids=["tproxy", "queue"],
+    )
+    def test_is_named(self, monkeypatch: pytest.MonkeyPatch, word: bytes, absent: bytes, part: str) -> None:
+        """The check names what was refused, by which the advice names the kernel's module."""
+        load = Bench._load
+
+        def renamed(self: Bench, fd: int, ruleset: bytes) -> None:
+            load(self, fd, ruleset.replace(word, absent))
+
+        def test() -> None:
+            bench = Bench()
+            bench.network()
+            try:
+                seen = bench.hub_rules()
+            except RefusedError as refusal:
+                assert part in refusal.subject.split(" + ")
+                assert refusal.error.errno == errno.ENOENT
+            else:
+                assert (part, seen) == ("queue", "loaded, with the native queue expression")
+
+        monkeypatch.setattr(Bench, "_load", renamed)
+        in_child(test, isolate)
