@@ -103,6 +103,8 @@ REMEDIES = [
     # the rest
     (Outcome(names.ADDRESSES, FAIL, "", errno.EACCES, "IPv6"), Machine(), "IPv6 is disabled", "disable_ipv6=0"),
     (Outcome(names.ADDRESSES, FAIL, "", errno.EOPNOTSUPP, "IPv6"), Machine(), "IPv6 is off", "ipv6.disable=1"),
+    (Outcome(names.ROUTING, FAIL, "", errno.EAFNOSUPPORT, "IPv6"), Machine(), "IPv6 is off", "ipv6.disable=1"),
+    (Outcome(names.TRANSPARENT, FAIL, "", errno.EAFNOSUPPORT, "::"), Machine(), "IPv6 is off", "ipv6.disable=1"),
     (Outcome(names.PACKAGES, FAIL, "", 0), Machine(python="py"), "package", "py -m pip install"),
     (Outcome(names.BOXES, WARN, "", 0, "bubblewrap"), Machine(python="py"), "bubblewrap 0.8", "pip install bubblewrap"),
     (Outcome(names.BOXES, WARN, "", 0, "set-up"), Machine(), "user namespaces", "sudo sysctl -w"),

@@ -118,6 +118,8 @@ def _old_kernel(option: str, machine: Machine) -> Remedy:
 
 
 def _addresses(outcome: Outcome, machine: Machine) -> Remedy | None:
+    if outcome.errno == errno.EAFNOSUPPORT:
+        return _boot("IPv6 is off in the kernel", machine)
     if outcome.subject != "IPv6":
         return None
     if outcome.errno == errno.EACCES:
@@ -249,6 +251,8 @@ _SPECIFIC: Final[dict[str, Callable[[Outcome, Machine], Remedy | None]]] = {
     names.USER: _user,
     names.NETWORK: _network,
     names.ADDRESSES: _addresses,
+    names.ROUTING: _addresses,
+    names.TRANSPARENT: _addresses,
     names.SYSCTLS: _sysctls,
     names.SYS: _sys,
     names.BOXES: _boxes,
