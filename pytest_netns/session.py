@@ -196,10 +196,11 @@ class Session:
         from pytest_netns.gateway.paths import directory_of, remove  # noqa: PLC0415
 
         client.close()
+        directory = directory_of(self.run_id)  # the gateway removes it, too, at this very moment
         if self.role is not Role.WORKER:  # the last one that goes, so that it need not matter how the gateway ends
-            remove(directory_of(self.run_id))
+            remove(directory)
         elif client.lost:
-            clear(directory_of(self.run_id))
+            clear(directory)
 
     def directory(self) -> Path:
         """Return where the run keeps its socket and lock, made where it is not there."""

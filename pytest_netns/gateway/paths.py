@@ -51,8 +51,11 @@ def run_directory(run_id: str) -> Path:
             pass
         except FileNotFoundError:  # another run's gateway has just taken the empty parent away
             continue
-        for path in (parent, directory):
-            _check_private(path)
+        try:
+            for path in (parent, directory):
+                _check_private(path)
+        except FileNotFoundError:  # the run's own gateway has just ended
+            continue
         return directory
     raise GatewayError(f"{parent} is removed again and again while this run needs it; set TMPDIR to another directory")
 
