@@ -14,7 +14,7 @@ from pytest_netns.addressing import Addresses
 from pytest_netns.errors import KernelError
 from pytest_netns.gateway import hub, recipes
 from pytest_netns.gateway.recipes import Recipe, Wiring
-from pytest_netns.kernel import mounts, syscalls
+from pytest_netns.kernel import mounts, patience, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.tap import FEWER_BLOCKS, Tap
 
@@ -66,7 +66,7 @@ class Factory:
         """Make the hub, and the mount namespaces that each leaf's is copied from; called once, in the thread."""
         syscalls.unshare(syscalls.CLONE_FS)
         self._make_templates(resolv_conf)
-        syscalls.unshare(syscalls.CLONE_NEWNET)
+        patience.unshare(syscalls.CLONE_NEWNET)
         self._hub = hub.build()
         return self._hub
 
@@ -77,7 +77,7 @@ class Factory:
     def make(self, number: int, wiring: Wiring) -> Leaf:
         """Make one leaf, ready for use but for its tap; called in the thread."""
         addresses = addressing.leaf(number)
-        syscalls.unshare(syscalls.CLONE_NEWNET)
+        patience.unshare(syscalls.CLONE_NEWNET)
         try:
             net_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             tap = None
@@ -130,11 +130,11 @@ class Factory:
         self._tappers.shutdown(wait=True)
 
     def _make_templates(self, resolv_conf: str) -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNS)  # the host's own could not be entered again by an ordinary user
+        patience.unshare(syscalls.CLONE_NEWNS)  # the host's own could not be entered again by an ordinary user
         before = _open_mount_namespace()
         for host_resolver in (False, True):
             syscalls.setns(before, syscalls.CLONE_NEWNS)
-            syscalls.unshare(syscalls.CLONE_NEWNS)
+            patience.unshare(syscalls.CLONE_NEWNS)
             mounts.prepare_template(None if host_resolver else resolv_conf, hide_resolvers=not host_resolver)
             self._templates[host_resolver] = _open_mount_namespace()
         self._sysfs_submounts = mounts.sysfs_submounts()
@@ -162,7 +162,7 @@ class Factory:
 
     def _copy_mounts(self, *, host_resolver: bool) -> int:
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
-        syscalls.unshare(syscalls.CLONE_NEWNS)
+        patience.unshare(syscalls.CLONE_NEWNS)
         mounts.fresh_sysfs(self._sysfs_submounts)
         mnt_fd = _open_mount_namespace()
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)

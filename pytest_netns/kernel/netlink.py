@@ -6,11 +6,11 @@ time that one high-level call for each step would.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +30,7 @@ _NLMSG_ERROR: Final = 2
 _NFNL_MSG_BATCH_END: Final = 0x11
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id; see netlink(7)
 _RECEIVE_BYTES: Final = 8192  # the rest of a longer answer is dropped; what is looked at stands at its beginning
+_LEFT_AT_MOST: Final = 1024  # answers to one batch
 _TIMEOUT: Final = 10  # seconds; an acknowledgement takes microseconds unless the machine is stuck
 
 
@@ -62,6 +63,7 @@ class NetlinkSocket:
     def __init__(self, protocol: int) -> None:
         """Open the socket; ``protocol`` is NETLINK_ROUTE or NETLINK_NETFILTER."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._is_settled = True
         # The kernel keeps the time. Python would call poll(2) for it, before each call.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _TIMEOUT, 0))
 
@@ -72,15 +74,22 @@ class NetlinkSocket:
             KernelError: the kernel refused one; ``what`` names the request in its text.
         """
         ready = messages if isinstance(messages, Batch) else batch(messages)
-        self._socket.send(ready.messages)
-        refused = 0
+        if not self._is_settled:
+            self._settle()
+        self._is_settled = False
+        try:
+            self._socket.send(ready.messages)
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, f"{what}: {error.strerror}") from error
         while True:
             for sequence, kind, payload in _split(self._receive(what)):
                 if kind != _NLMSG_ERROR:
                     continue
-                refused = refused or -int.from_bytes(payload[:4], "little", signed=True)
-                if refused or sequence == ready.last:
-                    self._finish(refused, what, drained=sequence == ready.last)
+                self._is_settled = sequence == ready.last
+                refused = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
+                if refused:
+                    raise KernelError(refused, f"{what}: {os.strerror(refused)}")
+                if self._is_settled:
                     return
 
     def close(self) -> None:
@@ -96,21 +105,26 @@ class NetlinkSocket:
             return self._socket.recv(_RECEIVE_BYTES)
         except BlockingIOError:
             raise KernelError(errno.ETIMEDOUT, f"{what}: the kernel did not answer within {_TIMEOUT} s") from None
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, f"{what}: no answer arrived: {error.strerror}") from error
 
-    def _finish(self, refused: int, what: str, *, drained: bool) -> None:
-        if not refused:
-            return
-        if not drained:  # what else the batch brought would be taken for an answer to the next one
-            with contextlib.suppress(BlockingIOError):
-                while self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
-                    pass
-        raise KernelError(refused, f"{what}: {os.strerror(refused)}")
+    def _settle(self) -> None:
+        """Pass over what is left of the answers to a request that failed: it would be taken for one to the next."""
+        for _ in range(_LEFT_AT_MOST):
+            try:
+                self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:  # answers were lost; more may follow
+                continue
 
 
 def _split(data: bytes) -> Iterable[tuple[int, int, bytes]]:
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:  # an answer that is cut short, or none
+            return
         yield sequence, kind, data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
