@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from pytest_netns.causes import advice
 from pytest_netns.checkup import names
 from pytest_netns.checkup.machine import Machine, read
 from pytest_netns.checkup.remedies import Remedy, find
@@ -106,7 +107,7 @@ def _explanation(error: BaseException, report: Report) -> list[str]:
     if _threads_in_the_way(error):
         return _about_threads()
     if report.ok:
-        return ["every check of this machine passes, so it is nothing that this machine lacks"]
+        return [advice(error) or "every check of this machine passes, so it is nothing that this machine lacks"]
     first, *others = report.failed
     lines = [f"missing: {first.name} ({first.seen}); {first.why}", f"why: {first.cause}", f"fix: {first.fix}"]
     lines += [f"also: {check.name} ({check.seen}); fix: {check.fix}" for check in others if check.fix != first.fix]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_netns import report, values
-from pytest_netns.aftermath import strand
+from pytest_netns.aftermath import plainly, strand
 from pytest_netns.detours import Detour
 from pytest_netns.errors import GatewayError, KernelError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import clock
@@ -49,7 +49,8 @@ class Isolation:
         __tracebackhide__ = True
         self._refusal = self.kept = None
         try:
-            self._enter(item)
+            with plainly():
+                self._enter(item)
         except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:  # noqa: BLE001 - raised below
             self._refusal = error
         return (yield)
@@ -71,9 +72,11 @@ class Isolation:
         try:
             result = yield
         except BaseException:
-            self._leave(item, nextitem, failed=True)
+            with contextlib.suppress(NetnsError, OSError):  # the test has failed already
+                self._leave(item, nextitem, failed=True)
             raise
-        self._leave(item, nextitem, failed=False)
+        with plainly():
+            self._leave(item, nextitem, failed=False)
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -87,7 +90,8 @@ class Isolation:
             return (yield)
         detour = Detour(self, scope, request.node)
         fixturedef.addfinalizer(detour.finish)
-        detour.begin()
+        with plainly():
+            detour.begin()
         try:
             return (yield)
         finally:
@@ -135,7 +139,8 @@ class Isolation:
         if settings.opted_out_by is not None:
             wish = "asks for a network of its own through a fixture, but is marked no_netns; take one of the two away"
             pytest.fail(f"{item.nodeid} {wish} (the marker is on {settings.opted_out_by})", pytrace=False)
-        return (self.leaf or self.open(item, settings)).namespace
+        with plainly():
+            return (self.leaf or self.open(item, settings)).namespace
 
     def further(self, item: pytest.Item, *, allow: Sequence[str] = (), port: int | None = None) -> Namespace:
         """Make one more leaf for a test that is running; it goes by the test's rules, and these."""
@@ -162,7 +167,7 @@ class Isolation:
         record = self.telling.begin(item, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
-        record.setup = clock.monotonic() - begin
+        record.setup, record.alone = clock.monotonic() - begin, leaf.scope is Scope.FUNCTION
         stay.leases.arrived()
         return leaf
 
@@ -211,13 +216,15 @@ class Isolation:
             original()
         finally:
             if self.session.stay is not None:
-                self.session.stay.go_to_base()
+                with plainly():
+                    self.session.stay.go_to_base()
 
     def _setup(self, package: pytest.Package, original: Callable[[], None]) -> None:
         __tracebackhide__ = True
         detour = Detour(self, Scope.PACKAGE, package)
         package.addfinalizer(detour.finish)
-        detour.begin()
+        with plainly():
+            detour.begin()
         try:
             original()
         finally:

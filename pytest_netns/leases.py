@@ -192,10 +192,10 @@ class Leases:
     def release_all(self) -> None:
         """Give back whatever is alive, and end what was left in the worker leaf, at the end of the run."""
         for leaf in [*self._further, *self._alive.values()]:
-            with contextlib.suppress(NetnsError):
+            with contextlib.suppress(NetnsError, OSError):
                 self.release(leaf)
         if self._worker is not None:
-            with contextlib.suppress(NetnsError):
+            with contextlib.suppress(NetnsError, OSError):
                 _end_left(self._worker, since=None)
 
     def renew(self) -> None:

@@ -67,6 +67,7 @@ class Record:
         test: the node id.
         namespace: the test's leaf.
         own: whether the leaf is the test's, and not the worker's, which it only is a guest in.
+        alone: whether nobody else has had the leaf, so that it is no question of time what is the test's.
         started: when the leaf was given to it, in seconds since the epoch.
         scene: what is to be told of the leaf, once it is gone; None as long as it lives.
         told: what the failure of the current phase tells of attempts, which then need not be told again.
@@ -83,6 +84,7 @@ class Record:
     test: str
     namespace: Namespace
     own: bool = True
+    alone: bool = False
     started: float = field(default_factory=clock.realtime)
     scene: Scene | None = None
     told: str = ""
@@ -96,12 +98,18 @@ class Record:
     keys_from: int = 0
     _charged: set[Flow] = field(default_factory=set)
 
+    @property
+    def since(self) -> float:
+        """From when on what its leaf does is the test's doing; the wall clock may jump meanwhile."""
+        return 0.0 if self.alone else self.started
+
     def flows(self, client: GatewayClient) -> list[Flow]:
         """Ask the gateway what the test has tried by now."""
-        leaves = [self.namespace.name, *(one.name for one in self.further)]
+        flows = client.flows(self.namespace.name, after=self.since)
+        for further in self.further:
+            flows += client.flows(further.name)
         if self.namespace.worker is not None:
-            leaves.append(self.namespace.worker.name)
-        flows = [flow for leaf in leaves for flow in client.flows(leaf, after=self.started)]
+            flows += client.flows(self.namespace.worker.name, after=self.started)
         return [flow for flow in flows if self._concerns(flow)]
 
     def attempts(self, client: GatewayClient) -> list[Flow]:

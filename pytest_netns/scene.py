@@ -116,7 +116,7 @@ def _attempts(record: Record, client: GatewayClient | None) -> Iterator[str]:
         return
     try:
         flows = record.flows(client)
-        asked = client.asked(record.namespace.name, after=record.started)
+        asked = client.asked(record.namespace.name, after=record.since)
     except NetnsError as error:
         yield f"the gateway does not tell what was blocked: {error}"
         return

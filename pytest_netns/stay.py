@@ -37,6 +37,10 @@ class Stay:
     worker: Namespace | None
     leases: Leases
 
+    def descriptors(self) -> tuple[int, ...]:
+        """Return what the process can't go on without: the way to the gateway, to where it is, and back."""
+        return self.client.fileno(), *self.traveller.base.descriptors, *self.traveller.place.descriptors
+
     def go_to_base(self) -> None:
         """Go where the process lives between tests."""
         self.traveller.go(self.traveller.base)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"addressing", "errors", "hostnames", "pcapng", "policy", "rules"},
+    {"addressing", "causes", "errors", "hostnames", "pcapng", "policy", "rules"},
     {"kernel"},
     {"gateway"},
     {"capture", "checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
