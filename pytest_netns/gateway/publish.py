@@ -33,7 +33,7 @@ def listen(port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class _Published:
-    leaf: str
+    live: LiveLeaf
     listener: socket.socket
 
 
@@ -55,7 +55,7 @@ class Publisher:
         listener = listen(host_port)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener, live.addresses, port)
         host_port = listener.getsockname()[1]
-        self._ports[host_port] = _Published(live.name, listener)
+        self._ports[host_port] = _Published(live, listener)
         return host_port
 
     def close_port(self, host_port: int) -> None:
@@ -65,9 +65,9 @@ class Publisher:
             asyncio.get_running_loop().remove_reader(published.listener)
             published.listener.close()
 
-    def close(self, leaf: str) -> None:
+    def close(self, live: LiveLeaf) -> None:
         """Stop listening for a leaf that is gone."""
-        for host_port in [port for port, published in self._ports.items() if published.leaf == leaf]:
+        for host_port in [port for port, published in self._ports.items() if published.live is live]:
             self.close_port(host_port)
 
     def _accept(self, listener: socket.socket, addresses: tuple[str, str], port: int) -> None:

@@ -137,7 +137,7 @@ class Gateway:
         await asyncio.gather(*(self._clear(worker, live) for live in worker.leaves))
 
     async def _clear(self, worker: Worker, live: LiveLeaf) -> None:
-        with contextlib.suppress(NetnsError, OSError):
+        with contextlib.suppress(NetnsError, OSError, RuntimeError):  # the last where no thread can be started
             await asyncio.get_running_loop().run_in_executor(None, reap, live.net_inode, worker.pid)
         self._drop(worker, live)
 
@@ -325,13 +325,14 @@ class Gateway:
             worker.current = None
         if live.asks:
             self._ask_of(live, asks=False)
-        self._publisher.close(live.name)
-        self._observers.note_end(live)
+        self._publisher.close(live)
         self._relay.cut(live.address)
         for key in (live.leaf.addresses.hub_ifindex, live.address):
             self._by_key.pop(key, None)
-        self._log.forget(live.name)
-        self._questions.forget(live.name)
+        if all(other.name != live.name for other in self.live()):  # nobody keeps a stranger from taking a worker's name
+            self._observers.note_end(live)
+            self._log.forget(live.name)
+            self._questions.forget(live.name)
         if live.capture is not None:
             asyncio.get_running_loop().remove_reader(live.capture.tap)
         self._give_up(live.leaf)
