@@ -160,6 +160,11 @@ class Suite:
             start_new_session=True,
         )
 
+    def gateway(self) -> int:
+        """Return the process of the gateway, which is nobody's child and so ours."""
+        (found,) = (pid for pid in set(_children()) - self._children if "-m pytest_netns.gateway" in _command(pid))
+        return found
+
     def assert_nothing_left(self) -> None:
         """Fail if a process of the run is alive, or anything of ours is in the file system or mounted."""
         deadline = time.monotonic() + _PATIENCE

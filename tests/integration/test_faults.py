@@ -1,0 +1,36 @@
+"""Calls that we make of the kernel and that fail: a part of what `benchmarks/reliability/faults.py` goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from injection import Fault, run
+from runs import adopt_orphans
+
+ANSWER = "gateway|kernel.netlink:_receive:socket.recv"
+FAULTS = [
+    Fault("gateway|kernel.syscalls:unshare:libc.unshare", "ENOSPC", first=6),
+    Fault("gateway|kernel.syscalls:mount:libc.mount", "ENOMEM", first=20),
+    Fault(ANSWER, "ENOBUFS", first=14),
+    Fault(ANSWER, "REORDERED", first=2),
+    Fault("gateway|gateway.__main__:_listener:socket.bind", "EROFS"),
+    Fault("pytest|gateway.launch:begin:subprocess._fork_exec", "EAGAIN"),
+    Fault("pytest|kernel.position:_in_one_go:libc.setns", "ENOMEM", first=7),
+]
+
+
+@pytest.fixture
+def _orphans(capable: None) -> Iterator[None]:
+    adopt_orphans(wanted=True)
+    yield
+    adopt_orphans(wanted=False)
+
+
+@pytest.mark.usefixtures("_orphans")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.place.rpartition(':')[2]}-{fault.what}")
+def test_is_told_or_overcome(fault: Fault) -> None:
+    """The run goes on, or says what failed; nothing is left, no inside is shown, and the next test is sound."""
+    finding = run(fault, ("--netns", "-q", "-rfE"))
+    assert not finding.is_bad, f"{finding.outcome}\n{finding.output}"
+    assert finding.fired == 1
