@@ -20,6 +20,7 @@ __all__ = ["allow_list", "closing", "function_of", "table_header", "texts"]
 
 _HOW: Final = "(allow with --netns-allow=RULE, or netns_allow in pyproject.toml)"
 _LOSS: Final = "it ended before the run did; what was tried until then is not told of here"
+_OF_ONE_TEST: Final = 5
 _INI_STYLE: Final = "[tool.pytest.ini_options]"
 _NATIVE: Final = "[tool.pytest]  # native TOML, which pytest reads from version 9 on"
 
@@ -107,11 +108,18 @@ def table_header(configuration: Path | None) -> str:
 
 
 def _left_running(reports: Iterable[object]) -> list[str]:
-    """Return a line for each process that a test left, from the sections of the run's reports."""
-    lines = []
+    """Return a line for each process that a test left, from the sections of the run's reports; a few for each test."""
+    by_test: dict[str, list[str]] = {}
     for one in reports:
         if isinstance(one, pytest.TestReport):
             texts = [text for title, text in one.sections if title == TEARDOWN]
             ends = filter(None, (ENDING.fullmatch(line) for text in texts for line in text.splitlines()))
-            lines += [f"{end[1] or one.nodeid} {LEFT}, {end[2]}" for end in ends]
-    return shortened(lines)
+            for end in ends:
+                by_test.setdefault(end[1] or one.nodeid, []).append(end[2])
+    return shortened([line for test, ends in by_test.items() for line in _left_by(test, ends)])
+
+
+def _left_by(test: str, ends: Sequence[str]) -> list[str]:
+    lines = [f"{test} {LEFT}, {end}" for end in ends[:_OF_ONE_TEST]]
+    more = len(ends) - _OF_ONE_TEST
+    return lines if more <= 0 else [*lines, f"{test} {LEFT}: {more} more"]

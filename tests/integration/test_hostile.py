@@ -43,7 +43,7 @@ def check():
 '''
 
 TESTS = '''
-import errno, os, resource, signal, socket, subprocess, sys, tempfile, threading, time
+import asyncio, contextlib, errno, os, resource, signal, socket, subprocess, sys, tempfile, threading, time
 import pytest
 from sound import LIBC, ROOT, call, check
 
@@ -118,6 +118,14 @@ def test_7_leaves_threads():
 
 def test_7(): check()
 
+def test_7_leaves_event_loops():
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    threading.Thread(target=loop.run_forever, daemon=True, name="left-loop").start()
+    asyncio.run_coroutine_threadsafe(asyncio.start_server(print, "127.0.0.1", 8080), loop).result()
+
+def test_7_again(): check()
+
 DAEMONS = """
 import os, signal, time
 for number in range(500):
@@ -134,6 +142,16 @@ def test_8_leaves_daemons():
     subprocess.run([sys.executable, "-S", "-c", DAEMONS], check=True)
 
 def test_8(): check()
+
+def test_8_fills_the_process_table():
+    """Of root's processes there is no end; 200 it is then."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (60, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(200):
+            if os.fork() == 0:
+                time.sleep(600)
+
+def test_8_again(): check()
 
 def test_9_goes_on_twice():
     os.fork()
@@ -159,13 +177,16 @@ def test_the_next_is_sound(suite: Suite) -> None:
     """Whatever a test did, the next has a network of its own, and what outlived the test is named with it."""
     suite.write(sound=SOUND, test_hostile=TESTS)
     result = suite.run("--netns", "-W", "ignore::DeprecationWarning", timeout=90)
-    count = {"passed": 25} if ROOT else {"passed": 24, "skipped": 1}
+    count = {"passed": 29} if ROOT else {"passed": 28, "skipped": 1}
     assert {key: value for key, value in result.parseoutcomes().items() if key != "warnings"} == count
     text = result.stdout.str()
     assert text.count(" passed") == 1
     assert re.search(r"test_7_leaves_threads left running in its network, main-t\d+, .*left-0, left-1, left-2", text)
+    assert re.search(r"test_7_leaves_event_loops left running in its network, main-t\d+, .*left-loop", text)
     assert "test_hostile.py::test_8_leaves_daemons left running, ended with SIGKILL: " in text
-    assert "... and 481 more" in text
+    assert "test_hostile.py::test_8_leaves_daemons left running: 495 more" in text
+    assert re.search(r"test_hostile.py::test_8_fills_the_process_table left running: \d+ more", text)
+    assert "test_hostile.py::test_9_goes_on_twice left running, ended with SIG" in text
 
 
 def test_who_goes_on_twice_is_named(suite: Suite) -> None:
@@ -204,6 +225,48 @@ def test_3(): check()
     outcomes = result.parseoutcomes()
     assert (outcomes["passed"], outcomes["failed"]) == (2, 1)
     result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running 'test_close.py::test_2'*"])
+
+
+@pytest.mark.parametrize("capture", ["fd", "sys"])
+def test_who_closes_everything_ends_the_run(suite: Suite, capture: str) -> None:
+    """Alone, a test that closes all descriptors is the end of the run, as it is without us; but it is named."""
+    suite.write(
+        sound=SOUND,
+        test_close="""
+import os
+from sound import check
+def test_1(): check()
+def test_2(): os.closerange(3, 4096)
+def test_3(): check()
+""",
+    )
+    result = suite.run("--netns", f"--capture={capture}")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["*netns: test_close.py::test_2 has closed pytest's descriptors, and no other test *"])
+
+
+@requires("freezegun")
+def test_who_stops_the_clock(suite: Suite) -> None:
+    """Where a test leaves the time frozen, the next is sound, and what the first left running is still ended."""
+    suite.write(
+        sound=SOUND,
+        test_frozen="""
+import subprocess, sys
+import freezegun
+from sound import check
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(99)"
+
+def test_1(): check()
+def test_2():
+    freezegun.freeze_time("2040-01-01").start()
+    subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE).stdout.readline()
+def test_3(): check()
+""",
+    )
+    result = suite.run("--netns", "-W", "ignore::ResourceWarning")
+    assert result.parseoutcomes()["passed"] == 3
+    result.stdout.fnmatch_lines(["test_frozen.py::test_2 left running, ended with SIGKILL: *"])
 
 
 DROPS = """
