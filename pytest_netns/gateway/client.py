@@ -316,6 +316,10 @@ class GatewayClient:
         facts: dict[str, Any] | None = self._ask(op="obituary", of=worker, test=test, directory=directory)["facts"]
         return facts
 
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self._connection.fileno()
+
     def publish(self, name: str, port: int) -> int:
         """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""
         return int(self._ask(op="publish", leaf=name, port=port)["port"])

@@ -96,12 +96,16 @@ class Clients:
             loop.remove_reader(listener)
             loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
             return
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
+        try:
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
+            connection.setblocking(False)
+        except OSError:  # who it is can't be told
+            connection.close()
+            return
         pid, uid, _ = _SO_PEERCRED.unpack(credentials)
         if uid != os.geteuid():
             connection.close()
             return
-        connection.setblocking(False)
         worker = Worker(next(self._numbers), pid, connection)
         self._workers.add(worker)
         self._attend(worker)
