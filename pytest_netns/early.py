@@ -67,9 +67,14 @@ def start(config: pytest.Config, settings: Settings) -> None:
     if settings.mode is Mode.OFF or not settings.said or _XDIST_WORKER in os.environ:
         return
     from pytest_netns.gateway.launch import begin  # noqa: PLC0415
-    from pytest_netns.gateway.paths import run_directory  # noqa: PLC0415
+    from pytest_netns.gateway.paths import remove, run_directory  # noqa: PLC0415
 
-    config.stash[_BEGUN] = begin(run_directory(run_id(config)))
+    directory = run_directory(run_id(config))
+    try:
+        config.stash[_BEGUN] = begin(directory)
+    except (NetnsError, OSError):
+        remove(directory)
+        raise
     config.add_cleanup(functools.partial(_abandon, config))
 
 

@@ -83,16 +83,16 @@ def _begin() -> _Start:
 async def _run(directory: Path, ready: int, start: _Start, leave: Callable[[], None]) -> None:
     from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
 
-    gateway = Gateway()
+    gateway, names = Gateway(), (SOCKET_NAME, OBSERVERS_NAME)
     try:
         await gateway.start()
+        doors = [_listener(directory / name) for name in names]
     except (NetnsError, OSError) as error:
         report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
         _tell(ready, report)
         return
-    names = (SOCKET_NAME, OBSERVERS_NAME)
     with contextlib.ExitStack() as stack:
-        listener, observers = (stack.enter_context(_listener(directory / name)) for name in names)
+        listener, observers = (stack.enter_context(door) for door in doors)
         if _tell(ready, {"serves": True}) or start.again:
             # Whatever ends this process from the last client's end on, no file of it is left.
             await gateway.serve(listener, observers, start.starter, leave)
