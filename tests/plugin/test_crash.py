@@ -30,12 +30,20 @@ import time
 from pathlib import Path
 
 def test_waits(netns):
+    Path("waiting").touch()
     deadline = time.monotonic() + 30
     while not Path("told").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 """
 TELLING = """
-import pathlib, pytest
+import pathlib, time
+import pytest
+
+@pytest.fixture(autouse=True)
+def company(request):
+    deadline = time.monotonic() + 30
+    while "exit" in request.node.name and not pathlib.Path("waiting").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 @pytest.hookimpl(trylast=True, optionalhook=True)
 def pytest_handlecrashitem():
