@@ -303,7 +303,7 @@ class Session:
 
     def close(self) -> None:
         """Give everything back; doing so twice is harmless."""
-        with contextlib.suppress(NetnsError):
+        with contextlib.suppress(NetnsError, OSError):
             self.finish()
         self._cleanup.close()
         self.client = None

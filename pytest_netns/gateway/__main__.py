@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway import paths
@@ -38,15 +38,19 @@ def _spare_pyroute2() -> None:
                 del sys.modules[name]
 
 
-def _tell(ready: int, report: dict[str, Any]) -> bool:
+def _tell(ready: IO[bytes], report: dict[str, Any]) -> bool:
     """Report to the process that started this one, and return whether it is still there."""
     try:
-        os.write(ready, json.dumps(report).encode() + b"\n")
+        with ready:
+            ready.write(json.dumps(report).encode() + b"\n")
     except BrokenPipeError:
         return False
-    finally:
-        os.close(ready)
     return True
+
+
+def _tell_failure(ready: IO[bytes], error: Exception) -> None:
+    report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
+    _tell(ready, report)
 
 
 class _Start(NamedTuple):
@@ -80,7 +84,7 @@ def _begin() -> _Start:
     os._exit(1)
 
 
-async def _run(directory: Path, ready: int, start: _Start, leave: Callable[[], None]) -> None:
+async def _run(directory: Path, ready: IO[bytes], start: _Start, leave: Callable[[], None]) -> None:
     from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
 
     gateway, names = Gateway(), (SOCKET_NAME, OBSERVERS_NAME)
@@ -120,15 +124,20 @@ def main() -> None:
     """Serve one run, then leave nothing behind."""
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
         signal.signal(number, signal.SIG_IGN)
-    start = _begin()
-    sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed connection takes two, and more
-    directory, ready = Path(sys.argv[1]), int(sys.argv[2])
+    directory, ready = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "wb", buffering=0)
     leave = functools.partial(_leave, directory, directory.stat().st_ino)
-    _spare_pyroute2()
     try:
+        start = _begin()
+        sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError):  # then as many connections as there may be
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed one takes two files, and more
+        _spare_pyroute2()
         asyncio.run(_run(directory, ready, start, leave))
+    except (NetnsError, OSError) as error:
+        if ready.closed:  # it has served already
+            raise
+        _tell_failure(ready, error)
     finally:
         paths.sweep(directory.parent)
         leave()

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from pytest_netns.errors import GatewayError, KernelError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.flows import BlockedSummary, Flow
-from pytest_netns.gateway.launch import START_TIMEOUT, TIMEOUT, Begun, begin, dial, find, finish, log
+from pytest_netns.gateway.launch import SILENCE, START_TIMEOUT, TIMEOUT, Begun, begin, dial, find, finish, log
 from pytest_netns.gateway.paths import LOCK_NAME, directory_of, run_directory
 from pytest_netns.gateway.questions import Question
 
@@ -397,7 +397,7 @@ class GatewayClient:
         try:
             answer, descriptors = self._receive(number)
         except BlockingIOError as error:
-            raise GatewayError(f"the gateway did not answer {operation!r} within {TIMEOUT:.0f} s") from error
+            raise GatewayError(f"the gateway did not answer {operation!r} within {TIMEOUT:.0f} s{SILENCE}") from error
         except (OSError, ValueError) as error:
             raise self._loss(operation, error) from error
         if not answer:

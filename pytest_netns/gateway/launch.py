@@ -22,6 +22,8 @@ from pytest_netns.kernel import privilege
 
 TIMEOUT: Final = 10.0  # seconds for any one answer
 START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
+SILENCE: Final = "; it is stopped, or the machine is overloaded: let it go on, or run fewer workers"
+"""What to say after how long a gateway did not answer."""
 
 _LOG_TAIL: Final = 2000
 _POLL: Final = 0.01  # seconds
@@ -38,7 +40,7 @@ def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> so
         answer, _ = protocol.receive(connection)
     except BlockingIOError:
         connection.close()
-        raise GatewayError(f"the gateway in {run_dir} did not answer within {TIMEOUT:.0f} s") from None
+        raise GatewayError(f"the gateway in {run_dir} did not answer within {TIMEOUT:.0f} s{SILENCE}") from None
     except OSError as error:
         connection.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):

@@ -26,6 +26,7 @@ LOG_NAME: Final = "gateway.log"
 FLOWS_NAME: Final = "flows.jsonl"
 KEYS_PREFIX: Final = "keys-"
 _ATTEMPTS: Final = 100
+_REMOVALS: Final = 3  # somebody may put a lock back meanwhile
 _UNUSED: Final = 10.0  # seconds in which whoever makes a directory has long since begun to hold it
 
 
@@ -93,13 +94,22 @@ def is_held(directory: Path) -> bool:
 
 def remove(directory: Path) -> None:
     """Remove a run's directory, and the one that it is in where it was the last; what is gone already is fine."""
+    for _ in range(_REMOVALS):
+        with contextlib.suppress(OSError):
+            _clear(directory)
+            directory.rmdir()
+        if not os.path.lexists(directory):
+            break
     with contextlib.suppress(OSError):
-        names = {SOCKET_NAME, OBSERVERS_NAME, LOCK_NAME, LOG_NAME, FLOWS_NAME}
-        for path in list(directory.iterdir()):
-            if path.name in names or path.name.startswith(KEYS_PREFIX):
-                path.unlink(missing_ok=True)
-        directory.rmdir()
         directory.parent.rmdir()
+
+
+def _clear(directory: Path) -> None:
+    names = {SOCKET_NAME, OBSERVERS_NAME, LOCK_NAME, LOG_NAME, FLOWS_NAME}
+    for path in list(directory.iterdir()):
+        if path.name in names or path.name.startswith(KEYS_PREFIX):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def sweep(parent: Path) -> None:
