@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol
 
-from pytest_netns.errors import GatewayError, KernelError
-from pytest_netns.gateway import protocol
-from pytest_netns.gateway.flows import BlockedSummary, Flow
-from pytest_netns.gateway.launch import SILENCE, START_TIMEOUT, TIMEOUT, Begun, begin, dial, find, finish, log
+from pytest_netns.errors import GatewayError
+from pytest_netns.gateway.inquiries import Inquiries
+from pytest_netns.gateway.launch import START_TIMEOUT, Begun, begin, dial, find, finish, log
+from pytest_netns.gateway.line import Received
 from pytest_netns.gateway.paths import LOCK_NAME, directory_of, run_directory
-from pytest_netns.gateway.questions import Question
 
 __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
-
-
-_Received: TypeAlias = tuple[dict[str, Any], list[int]]
-_Purpose: TypeAlias = tuple[str, tuple[str, ...], bool, int]
 
 
 _NO_OTHER: Final = (
@@ -49,7 +43,7 @@ class Companion(Protocol):
         """End it."""
 
 
-class GatewayClient:
+class GatewayClient(Inquiries):
     """A connection to the gateway; closing it gives up every leaf that it was granted.
 
     Attributes:
@@ -58,18 +52,8 @@ class GatewayClient:
 
     def __init__(self, connection: socket.socket) -> None:
         """Take over a connected socket; ``connect`` is how one gets here."""
+        super().__init__(connection)
         self.companions: dict[str, Companion] = {}
-        self._begin(connection)
-
-    def _begin(self, connection: socket.socket) -> None:
-        protocol.limit(connection, TIMEOUT)
-        self._connection = connection
-        self._lost = False
-        self._number = 0
-        self._ordered: int | None = None
-        self._ordered_for: _Purpose | None = None
-        self._given_up = ""
-        self._delivered: _Received | None = None
         self._ruled: set[str] = set()
 
     @classmethod
@@ -119,6 +103,7 @@ class GatewayClient:
         What other gateway's leaves there are, is for ``join`` and ``lease_again`` to tell.
         """
         self._let_go()
+        self._ruled.clear()
         self._begin(GatewayClient.connect(run_dir, may_start=may_start)._connection)  # noqa: SLF001 - one of us
 
     def join(
@@ -257,69 +242,6 @@ class GatewayClient:
         """Book what a leaf's flows have their sockets in a process or its descendants as a box's; None ends that."""
         self._ask(op="box", leaf=name, box=box, pid=pid)
 
-    def flows(self, name: str, *, after: float = 0.0) -> list[Flow]:
-        """Return what was tried from a leaf that is alive, oldest first, from a time on in seconds since the epoch."""
-        return [Flow(**fields) for fields in self._rows(op="flows", leaf=name, after=after)]
-
-    def asked(self, name: str, *, after: float = 0.0) -> list[Question]:
-        """Return what names a leaf that is alive asked for, from a time on in seconds since the epoch."""
-        return [Question(*row) for row in self._rows(op="asked", leaf=name, after=after)]
-
-    def listening(self, ports: Iterable[int]) -> set[int]:
-        """Return on which of these TCP ports of the host's loopback somebody listens."""
-        return set(self._ask(op="listening", ports=sorted(ports))["ports"])
-
-    def blocked(self, *, own: bool = False) -> list[BlockedSummary]:
-        """Return the blocked endpoints of the whole run, over all workers, or only of this worker's leaves."""
-        return [BlockedSummary(*row) for row in self._rows(op="blocked", own=own)]
-
-    def needed(self, *, own: bool = False) -> list[tuple[str, str]]:
-        """Return which tests were let through without a rule while recording, and the rules that they would need."""
-        return [(test, rule) for test, rule in self._rows(op="needed", own=own)]
-
-    def log_to(self, path: str) -> None:
-        """Have each flow of the run appended to a file as a line of JSON when it ends; OSError as open(2) has it."""
-        self._ask(op="log_to", path=path)
-
-    def save(
-        self,
-        name: str,
-        test: str,
-        *,
-        since: float,
-        path: str = "",
-        directory: str = "",
-        keys: tuple[str, int] = ("", 0),
-    ) -> tuple[str, int, int]:
-        """Have a test's packets written to a file; return its path, how many they are, and how many are missing.
-
-        Args:
-            name: the leaf.
-            test: the test's node id, which the file is labelled with.
-            since: when the test began, in seconds since the epoch.
-            path: the file; one that was returned before.
-            directory: where to make a new one, if there is no ``path``.
-            keys: a file of TLS keys, and the offset from which they are the test's.
-        """
-        request = {"leaf": name, "test": test, "since": since, "path": path, "directory": directory, "keys": keys}
-        answer = self._ask(op="save", **request)
-        return answer["path"], answer["packets"], answer["missing"]
-
-    def obituary(self, worker: str, test: str, directory: str = "") -> dict[str, Any] | None:
-        """Return what there was in the leaf of a worker that has died in a test; None where nothing is known.
-
-        Args:
-            worker: its name.
-            test: the test's node id.
-            directory: where to write a file of the test's packets, if they are to be kept.
-        """
-        facts: dict[str, Any] | None = self._ask(op="obituary", of=worker, test=test, directory=directory)["facts"]
-        return facts
-
-    def fileno(self) -> int:
-        """Return the connection's descriptor."""
-        return self._connection.fileno()
-
     def publish(self, name: str, port: int) -> int:
         """Forward a port of the host's 127.0.0.1 to the leaf's ``port``; return the host's."""
         return int(self._ask(op="publish", leaf=name, port=port)["port"])
@@ -348,15 +270,6 @@ class GatewayClient:
         idle: float | None = self._ask(op="held", leaf=name)["idle"]
         return idle
 
-    @property
-    def lost(self) -> bool:
-        """Whether the gateway has ended, and with it the way out of every leaf."""
-        if not self._lost and self._connection.fileno() >= 0:
-            poll = select.poll()
-            poll.register(self._connection, 0)  # that the other end has gone is told in any case
-            self._lost = bool(poll.poll(0))
-        return self._lost
-
     def close(self) -> None:
         """Give up all leaves; the gateway ends with its last client. Harmless when done twice."""
         while self.companions:
@@ -364,78 +277,8 @@ class GatewayClient:
         self._lost = self.lost
         self._let_go()
 
-    def _let_go(self) -> None:
-        self._connection.close()
-        _, descriptors = self._delivered or ({}, [])
-        self._delivered = None
-        for descriptor in descriptors:
-            os.close(descriptor)
 
-    def _rows(self, **request: Any) -> list[Any]:
-        """Return all rows of an answer that comes in pages."""
-        rows: list[Any] = []
-        while True:
-            page = self._ask(**request, since=len(rows))
-            rows += page["rows"]
-            if not page["more"]:
-                return rows
-
-    def _ask(self, **request: Any) -> dict[str, Any]:
-        return self._answer(request["op"], self._send(**request))[0]
-
-    def _send(self, descriptors: tuple[int, ...] = (), /, **request: Any) -> int:
-        """Send one request and return its number."""
-        self._number += 1
-        try:
-            protocol.send(self._connection, {**request, "number": self._number}, descriptors)
-        except (OSError, ValueError) as error:
-            raise self._loss(request["op"], error) from error
-        return self._number
-
-    def _answer(self, operation: str, number: int) -> _Received:
-        """Return the answer to a request of ours and the descriptors with it."""
-        try:
-            answer, descriptors = self._receive(number)
-        except BlockingIOError as error:
-            raise GatewayError(f"the gateway did not answer {operation!r} within {TIMEOUT:.0f} s{SILENCE}") from error
-        except (OSError, ValueError) as error:
-            raise self._loss(operation, error) from error
-        if not answer:
-            self._lost = True
-            raise GatewayError(f"the gateway has ended; {operation!r} got no answer")
-        if not answer.pop("ok"):
-            raise _refusal(operation, answer)
-        return answer, descriptors
-
-    def _loss(self, operation: str, error: Exception) -> GatewayError:
-        self._lost = self._lost or isinstance(error, ConnectionError)
-        return GatewayError(f"lost the gateway at {operation!r}: {error}")
-
-    def _receive(self, number: int) -> _Received:
-        """Receive the answer to one request; empty at the end of the connection.
-
-        A leaf that was ordered is kept until it is asked for; an answer that an exception kept from being
-        read, as Ctrl-C may, is passed over.
-        """
-        while True:
-            if number == self._ordered and self._delivered is not None:
-                return self._delivered
-            answer, descriptors = protocol.receive(self._connection)
-            if answer is None:
-                return {}, descriptors
-            told = answer.pop("number", None)
-            if told is not None and told == self._ordered:
-                self._delivered = answer, descriptors
-            if told == number:
-                return answer, descriptors
-            if told != self._ordered:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                if descriptors:
-                    self.release(answer["name"])
-
-
-def _granted(received: _Received, service_port: int) -> LeafGrant:
+def _granted(received: Received, service_port: int) -> LeafGrant:
     answer, descriptors = received
     if len(descriptors) != 2:
         for descriptor in descriptors:
@@ -443,8 +286,3 @@ def _granted(received: _Received, service_port: int) -> LeafGrant:
         msg = f"the gateway sent {len(descriptors)} descriptors with a leaf, not 2; are descriptors used up?"
         raise GatewayError(msg)
     return LeafGrant(**answer, service_port=service_port, net_fd=descriptors[0], mnt_fd=descriptors[1])
-
-
-def _refusal(operation: str, answer: dict[str, Any]) -> Exception:
-    text = f"the gateway could not {operation}: {answer['error']}"
-    return KernelError(answer["errno"], text) if answer.get("errno") else GatewayError(text)
