@@ -174,7 +174,8 @@ class Suite:
 
     def _left(self) -> list[str]:
         processes = [_command(pid) for pid in set(_children()) - self._children if not _reap(pid)]
-        directories = [str(path) for path in self.temporary.glob("pytest-netns-*/**")]
+        parents = [path for path in self.temporary.iterdir() if path.name.startswith("pytest-netns-")]
+        directories = [where for parent in parents for where, _, _ in os.walk(parent)]
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
         return [*processes, *directories, *(mount for mount in mounts if str(self.temporary) in mount)]
 
