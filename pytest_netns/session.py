@@ -164,21 +164,21 @@ class Session:
         pytest.fail(f"netns: {self.failure}", pytrace=False)
 
     def _connect(self) -> GatewayClient:
-        from pytest_netns.gateway.client import GatewayClient, run_directory  # noqa: PLC0415
+        from pytest_netns.gateway.client import GatewayClient  # noqa: PLC0415
         from pytest_netns.gateway.launch import clear  # noqa: PLC0415
         from pytest_netns.gateway.paths import FLOWS_NAME, directory_of  # noqa: PLC0415
 
         begun = early.taken(self.config)
         early.settle()
         try:
-            self.client = GatewayClient.connect(run_directory(self.run_id), begun)
+            self.client = GatewayClient.connect(self.directory(), begun)
         except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
-            self.client = GatewayClient.connect(run_directory(self.run_id))
+            self.client = GatewayClient.connect(self.directory())
         except BaseException:
             clear(directory_of(self.run_id))
             raise
         if self.outputs.report is not None and self.role is not Role.WORKER:
-            self.outputs.flows = str(run_directory(self.run_id) / FLOWS_NAME)
+            self.outputs.flows = str(self.directory() / FLOWS_NAME)
         _log.info("connected to the gateway of run %s", self.run_id)
         self._cleanup.callback(self._disconnect, self.client)
         self.direct(self.client)

@@ -48,11 +48,6 @@ def _tell(ready: IO[bytes], report: dict[str, Any]) -> bool:
     return True
 
 
-def _tell_failure(ready: IO[bytes], error: Exception) -> None:
-    report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
-    _tell(ready, report)
-
-
 class _Start(NamedTuple):
     """What a gateway begins with.
 
@@ -88,13 +83,8 @@ async def _run(directory: Path, ready: IO[bytes], start: _Start, leave: Callable
     from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
 
     gateway, names = Gateway(), (SOCKET_NAME, OBSERVERS_NAME)
-    try:
-        await gateway.start()
-        doors = [_listener(directory / name) for name in names]
-    except (NetnsError, OSError) as error:
-        report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
-        _tell(ready, report)
-        return
+    await gateway.start()
+    doors = [_listener(directory / name) for name in names]
     with contextlib.ExitStack() as stack:
         listener, observers = (stack.enter_context(door) for door in doors)
         if _tell(ready, {"serves": True}) or start.again:
@@ -137,7 +127,8 @@ def main() -> None:
     except (NetnsError, OSError) as error:
         if ready.closed:  # it has served already
             raise
-        _tell_failure(ready, error)
+        report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
+        _tell(ready, report)
     finally:
         paths.sweep(directory.parent)
         leave()

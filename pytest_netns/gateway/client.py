@@ -91,10 +91,7 @@ class GatewayClient(Inquiries):
     @classmethod
     def found(cls, run_id: str) -> GatewayClient | None:
         """Connect to the gateway of a run, if it has one; GatewayError where that does not answer."""
-        try:
-            connection = dial(directory_of(run_id))
-        except FileNotFoundError:
-            return None
+        connection = dial(directory_of(run_id))
         return None if connection is None else cls(connection)
 
     def reconnect(self, run_dir: Path, *, may_start: bool = True) -> None:

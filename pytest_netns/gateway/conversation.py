@@ -48,7 +48,7 @@ class Clients:
         self._workers: set[Worker] = set()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deserted: Callable[[], None] = _nothing
+        self._deserted: Callable[[], None] = lambda: None
 
     async def serve(self, listener: socket.socket, starter: int, deserted: Callable[[], None]) -> None:
         """Serve until the last client has gone, or nobody comes: ``starter``, a pidfd, has ended, or takes too long.
@@ -198,10 +198,6 @@ class Clients:
         finally:  # whatever came of it, the gateway ends with its last client
             self._workers.discard(worker)
             self._end_if_unused()
-
-
-def _nothing() -> None:
-    pass
 
 
 def page(records: Iterable[T], row_of: Callable[[T], Any], **more_fields: Any) -> Reply:

@@ -73,7 +73,3 @@ class Inquiries(Line):
         """
         facts: dict[str, Any] | None = self._ask(op="obituary", of=worker, test=test, directory=directory)["facts"]
         return facts
-
-    def fileno(self) -> int:
-        """Return the connection's descriptor."""
-        return self._connection.fileno()

@@ -43,6 +43,10 @@ class Line:
             self._lost = bool(poll.poll(0))
         return self._lost
 
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self._connection.fileno()
+
     def _let_go(self) -> None:
         self._connection.close()
         _, descriptors = self._delivered or ({}, [])

@@ -84,9 +84,7 @@ class Obituaries:
         asked = [astuple(one) for one in itertools.islice(self._questions.of(live.name, since), _ROWS)]
         snapshot = live.capture.snapshot() if live.capture is not None else None
         remarks = list(self._log.remarks(live.name, since))
-        # In another thread, as for the reaper: looking at processes leaves a thread without effective capabilities.
-        members = await asyncio.get_running_loop().run_in_executor(None, processes.members, live.net_inode)
-        there = [one for one in members if one.pid != live.owner.pid]
+        there = [one for one in processes.members(live.net_inode) if one.pid != live.owner.pid]
         listening: list[str] = []
         with contextlib.suppress(OSError):
             listening = await self._listening(live)

@@ -163,10 +163,7 @@ def connect(run_id: str) -> Run | None:
     Raises:
         GatewayError: it does not answer.
     """
-    try:
-        connection = dial(directory_of(run_id), OBSERVERS_NAME, _TIMEOUT)
-    except FileNotFoundError:
-        return None
+    connection = dial(directory_of(run_id), OBSERVERS_NAME, _TIMEOUT)
     return Run(run_id, connection) if connection is not None else None
 
 
