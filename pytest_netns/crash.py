@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ from pytest_netns.errors import NetnsError
 from pytest_netns.gateway.client import GatewayClient
 from pytest_netns.gateway.flows import ALLOWED, Flow
 from pytest_netns.gateway.questions import Question
-from pytest_netns.report import TITLE, blocked_lines, shortened
-from pytest_netns.scene import allowed_lines
+from pytest_netns.report import TITLE, blocked_lines, leaf_line, shortened
+from pytest_netns.scene import allowed_lines, asked_lines
 from pytest_netns.session import SESSION, Session
 from pytest_netns.settings import Keep, Mode
 
@@ -42,20 +43,17 @@ def _ask(session: Session, worker: str, test: str) -> dict[str, Any] | None:
     client = GatewayClient.found(session.run_id)
     if client is None:
         return None
-    try:
+    with contextlib.closing(client):
         return client.obituary(worker, test, directory)
-    finally:
-        client.close()
 
 
 def _lines(session: Session, facts: dict[str, Any]) -> Iterator[str]:
     leaf, flows = facts["leaf"], [Flow(**fields) for fields in facts["flows"]]
-    yield f"leaf {leaf}: {facts['ipv4']}, {facts['ipv6']}"
+    yield leaf_line(leaf, facts["ipv4"], facts["ipv6"])
     yield from shortened([f"listening: {_endpoint(where)}" for where in facts["listening"]])
     yield from blocked_lines((flow for flow in flows if flow.verdict != ALLOWED), lambda flow: flow.leaf == leaf)
     yield from allowed_lines(flow for flow in flows if flow.verdict == ALLOWED)
-    asked = (Question(*row) for row in facts["asked"])
-    yield from shortened([f"asked: {one.name}: {one.outcome}" for one in asked if not one.refused])
+    yield from asked_lines(Question(*row) for row in facts["asked"])
     yield from shortened([f"running: pid {pid}: {command}" for pid, command in facts["running"]])
     if facts["capture"] is not None:
         from pytest_netns.keeping import capture_line  # noqa: PLC0415

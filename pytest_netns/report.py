@@ -167,9 +167,9 @@ class Record:
         return "" if test == self.test else f" by {test}"
 
 
-def leaf_line(namespace: Namespace) -> str:
+def leaf_line(name: str, ipv4: str, ipv6: str) -> str:
     """Return what names a leaf in a report."""
-    return f"leaf {namespace.name}: {namespace.ipv4}, {namespace.ipv6}"
+    return f"leaf {name}: {ipv4}, {ipv6}"
 
 
 def blocked_lines(attempts: Iterable[Flow], is_own: Callable[[Flow], bool]) -> list[str]:

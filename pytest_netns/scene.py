@@ -19,11 +19,12 @@ from pytest_netns.report import BLOCKED, leaf_line, shortened
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.gateway.flows import Flow
+    from pytest_netns.gateway.questions import Question
     from pytest_netns.kernel.processes import Process
     from pytest_netns.namespace import Namespace
     from pytest_netns.report import Record
 
-__all__ = ["Scene", "allowed_lines", "gather"]
+__all__ = ["Scene", "allowed_lines", "asked_lines", "gather"]
 
 _HERE = "the test's own process"
 
@@ -59,7 +60,7 @@ def gather(record: Record, client: GatewayClient | None) -> Scene:
     here = _inhabitants(record.namespace)
     above = _inhabitants(record.namespace.worker)
     lines = [
-        leaf_line(record.namespace),
+        _leaf_line(record.namespace),
         *shortened([f"listening: {line}" for line in here.listening]),
         *shortened([f"listening in the worker's network: {line}" for line in above.listening]),
         *_beside(record),
@@ -69,10 +70,14 @@ def gather(record: Record, client: GatewayClient | None) -> Scene:
     return Scene(lines, frozenset(here.ports | above.ports))
 
 
+def _leaf_line(namespace: Namespace) -> str:
+    return leaf_line(namespace.name, namespace.ipv4, namespace.ipv6)
+
+
 def _beside(record: Record) -> Iterator[str]:
     """Yield what there is in the leaves that a test has made beside its own."""
     for namespace in record.further:
-        yield leaf_line(namespace)
+        yield _leaf_line(namespace)
         found = _inhabitants(namespace)
         lines = [*(f"listening: {line}" for line in found.listening), *(f"running: {line}" for line in found.others)]
         yield from shortened([f"in {namespace.name}: {line}" for line in lines])
@@ -122,8 +127,12 @@ def _attempts(record: Record, client: GatewayClient | None) -> Iterator[str]:
         return
     yield from record.tell(flow for flow in flows if flow.verdict != ALLOWED)
     yield from allowed_lines(flow for flow in flows if flow.verdict == ALLOWED)
-    names = [question for question in asked if question.test == record.test and not question.refused]
-    yield from shortened([f"asked: {question.name}: {question.outcome}" for question in names])
+    yield from asked_lines(question for question in asked if question.test == record.test)
+
+
+def asked_lines(questions: Iterable[Question]) -> list[str]:
+    """Return a line for each question for a name that was not refused; the refused ones are among what was blocked."""
+    return shortened([f"asked: {one.name}: {one.outcome}" for one in questions if not one.refused])
 
 
 def allowed_lines(flows: Iterable[Flow]) -> list[str]:

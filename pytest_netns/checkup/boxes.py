@@ -11,9 +11,8 @@ from pytest_netns.kernel import privilege
 from pytest_netns.kernel.probe import Remark, Trial, perform
 from pytest_netns.sandbox import bubblewrap, cgroups
 
-__all__ = ["BUBBLEWRAP", "SET_UP", "main"]
+__all__ = ["main"]
 
-BUBBLEWRAP, SET_UP = "bubblewrap", "set-up"
 _SECONDS: Final = 5
 
 
@@ -27,7 +26,7 @@ def boxes() -> str:
     try:
         program = bubblewrap.find().path
     except UnsupportedError as error:
-        raise Remark(str(error).partition(":")[0], BUBBLEWRAP) from None
+        raise Remark(str(error).partition(":")[0], names.BUBBLEWRAP) from None
     view = ("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev")
     command = [program, *view, *bubblewrap.confinement("box", 1000, 1000), "--", "true"]
     try:
@@ -36,9 +35,9 @@ def boxes() -> str:
         privilege.disinherit()
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
     except subprocess.CalledProcessError as error:
-        raise Remark(f"{program} could not set a box up: {error.stderr.strip() or error}", SET_UP) from None
+        raise Remark(f"{program} could not set a box up: {error.stderr.strip() or error}", names.SET_UP) from None
     except (OSError, subprocess.SubprocessError) as error:
-        raise Remark(f"{program} could not set a box up: {error}", SET_UP) from None
+        raise Remark(f"{program} could not set a box up: {error}", names.SET_UP) from None
     held = cgroups.Groups(cgroups.find())
     by = {held.mechanism(limit) or "rlimits and a watch" for limit in (cgroups.MEMORY, cgroups.PIDS)}
     return f"made by {program}; memory and processes are limited by {' and '.join(sorted(by))}"

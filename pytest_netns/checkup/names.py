@@ -28,6 +28,10 @@ SYS: Final = "own /sys"
 WHOLE: Final = "hub and leaf"
 BOXES: Final = "boxes"
 
+#: What about boxes does not work.
+BUBBLEWRAP: Final = "bubblewrap"
+SET_UP: Final = "set-up"
+
 #: What isolation needs each of them for.
 REASONS: Final = {
     PLATFORM: "namespaces are a feature of the Linux kernel",

