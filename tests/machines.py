@@ -30,6 +30,8 @@ _libc.syscall.restype = ctypes.c_long
 #: System call number, errno, and tests of arguments: index, BPF operation, operand.
 Conditions: TypeAlias = list[tuple[int, int, list[tuple[int, int, int]]]]
 
+# Without the other plugins that are installed here, whose import would be most of the work.
+PYTEST = [sys.executable, "-mpytest", "-pno:cacheprovider", "-ppytest_netns.plugin", "-c/dev/null", "--netns"]
 DOCTOR = [sys.executable, "-m", "pytest_netns", "doctor"]
 
 NUMBERS = {

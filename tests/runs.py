@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-__all__ = ["IN_EVERY_WAY", "ROOT", "Suite", "adopt_orphans", "requires"]
+__all__ = ["IN_EVERY_WAY", "OWN_NETWORK", "ROOT", "Suite", "adopt_orphans", "requires"]
 
 ROOT: Final = os.geteuid() == 0
 
@@ -66,6 +66,22 @@ def note(*words):
     """Write down a line."""
     with open("notes", "a") as file:
         print(*words, file=file)
+'''
+
+#: For what a suite checks in each of its tests, one after the other.
+OWN_NETWORK: Final = '''
+import os, socket
+
+SEEN = set()
+
+def own_network():
+    """The test has a network that no other had, with nothing in it but what it needs, and its port is free."""
+    place = os.environ["PYTEST_NETNS"], os.stat("/proc/thread-self/ns/mnt").st_ino
+    assert place not in SEEN
+    SEEN.add(place)
+    assert sorted(name for _, name in socket.if_nameindex()) == ["eth0", "lo"]
+    with socket.create_server(("127.0.0.1", 8080)) as server, socket.create_connection(("127.0.0.1", 8080)):
+        server.accept()[0].close()
 '''
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from runs import ROOT, Suite, requires
+from runs import OWN_NETWORK, ROOT, Suite, requires
 
-SOUND = '''
+SOUND = f'''{OWN_NETWORK}
 import contextlib, ctypes, errno, os, socket, subprocess, sys
 
-SEEN, HOME = set(), os.getcwd()
+HOME = os.getcwd()
 LIBC = ctypes.CDLL(None, use_errno=True)
 ROOT = os.geteuid() == 0
 
@@ -28,12 +28,7 @@ def error_of(function, *arguments):
 
 def check():
     """Check all that a test may count on: a network of its own that leads nowhere, names, files and processes."""
-    place = os.environ["PYTEST_NETNS"], os.stat("/proc/thread-self/ns/mnt").st_ino
-    assert place not in SEEN
-    SEEN.add(place)
-    assert sorted(name for _, name in socket.if_nameindex()) == ["eth0", "lo"]
-    with socket.create_server(("127.0.0.1", 8080)) as server, socket.create_connection(("127.0.0.1", 8080)):
-        server.accept()[0].close()
+    own_network()
     assert error_of(socket.create_connection, ("203.0.113.1", 80), 5) == errno.EHOSTUNREACH
     assert error_of(socket.getaddrinfo, "example.com", 80) == socket.EAI_NONAME
     with open("/etc/resolv.conf") as file:
@@ -208,19 +203,19 @@ def test_2():
     assert suite.notes() == ["ran"]
 
 
-@requires("pytest-xdist")
-def test_who_closes_everything_is_named(suite: Suite) -> None:
-    """A test that closes all descriptors takes its worker along; another goes on, with a sound next test."""
-    suite.write(
-        sound=SOUND,
-        test_close="""
+CLOSING = """
 import os
 from sound import check
 def test_1(): check()
 def test_2(): os.closerange(3, 4096)
 def test_3(): check()
-""",
-    )
+"""
+
+
+@requires("pytest-xdist")
+def test_who_closes_everything_is_named(suite: Suite) -> None:
+    """A test that closes all descriptors takes its worker along; another goes on, with a sound next test."""
+    suite.write(sound=SOUND, test_close=CLOSING)
     result = suite.run("--netns", "-n1", timeout=60)
     outcomes = result.parseoutcomes()
     assert (outcomes["passed"], outcomes["failed"]) == (2, 1)
@@ -230,16 +225,7 @@ def test_3(): check()
 @pytest.mark.parametrize("capture", ["fd", "sys"])
 def test_who_closes_everything_ends_the_run(suite: Suite, capture: str) -> None:
     """Alone, a test that closes all descriptors is the end of the run, as it is without us; but it is named."""
-    suite.write(
-        sound=SOUND,
-        test_close="""
-import os
-from sound import check
-def test_1(): check()
-def test_2(): os.closerange(3, 4096)
-def test_3(): check()
-""",
-    )
+    suite.write(sound=SOUND, test_close=CLOSING)
     result = suite.run("--netns", f"--capture={capture}")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["*netns: test_close.py::test_2 has closed pytest's descriptors, and no other test *"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,8 +15,6 @@ from runs import ROOT
 SESSIONS = 8
 PATIENCE = 120.0  # seconds for all of them together, on a machine that has other work
 USERS = 4 if ROOT and machines.open_to_strangers() else 1
-
-PYTEST = [sys.executable, "-mpytest", "-pno:cacheprovider", "-ppytest_netns.plugin", "-c/dev/null", "--netns"]
 
 SUITE = f"""
 import os, pathlib, socket, time
@@ -81,7 +78,7 @@ def _started(shared: Path, number: int) -> subprocess.Popen[str]:
     own = {"TMPDIR": str(shared), "MEETING": str(shared / "meeting"), "NAME": f"session{number}", "HOME": str(shared)}
     stranger = uid if (uid := _uid(number)) != os.geteuid() else None
     return subprocess.Popen(
-        [*PYTEST, str(shared / "test_it.py")],
+        [*machines.PYTEST, str(shared / "test_it.py")],
         env=kept | own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=shared,
         stdin=subprocess.DEVNULL,

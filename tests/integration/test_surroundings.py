@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import machines
 import pytest
 from runs import ROOT, requires
-
-# Without the other plugins that are installed here, whose import would be most of the work.
-PYTEST = [sys.executable, "-mpytest", "-pno:cacheprovider", "-ppytest_netns.plugin", "-c/dev/null", "--netns"]
 
 SUITE = """
 import os, socket
@@ -61,7 +57,7 @@ def on(suite: Path, *scenarios: str, options: tuple[str, ...] = (), boxes: bool 
     """Run the suite on such a machine, and see to it that all of it passes."""
     if boxes:
         suite.joinpath("test_boxes.py").write_text(BOXES, encoding="utf-8")
-    passes(machines.on(*scenarios, command=[*PYTEST, *options, str(suite)]), PASSED + boxes)
+    passes(machines.on(*scenarios, command=[*machines.PYTEST, *options, str(suite)]), PASSED + boxes)
 
 
 def passes(done: subprocess.CompletedProcess[str], count: int = PASSED) -> None:
@@ -123,7 +119,7 @@ class TestMachines:
     )
     def test_is_told_before_the_first_test(self, suite: Path, scenario: str, told: str) -> None:
         """What isolation can't do without ends the run before collection, with cause and remedy."""
-        done = machines.on(*as_whoever_runs_this(scenario), command=[*PYTEST, str(suite)])
+        done = machines.on(*as_whoever_runs_this(scenario), command=[*machines.PYTEST, str(suite)])
         assert done.returncode == pytest.ExitCode.USAGE_ERROR
         assert told in done.stderr
         assert "\nfix: " in done.stderr
@@ -152,14 +148,14 @@ class TestChroot:
             "import os, pytest\n@pytest.mark.no_netns\ndef test_it(): assert os.path.exists('/own')\n", encoding="utf-8"
         )
         monkeypatch.setenv("CHROOT", "1")
-        passes(machines.on("chroot", command=[*PYTEST[:-1], str(suite)]), PASSED + 1)
+        passes(machines.on("chroot", command=[*machines.PYTEST[:-1], str(suite)]), PASSED + 1)
 
     @pytest.mark.skipif(not ROOT, reason="chroot is root's")
     @pytest.mark.skipif(not machines.open_to_strangers(), reason="this Python is not everybody's")
     def test_ordinary_user_is_told(self, suite: Path) -> None:
         """The kernel makes no user namespace in a chroot, and the error names that cause."""
         suite.chmod(0o755)
-        done = machines.on("chroot", "stranger", command=[*PYTEST, str(suite)])
+        done = machines.on("chroot", "stranger", command=[*machines.PYTEST, str(suite)])
         assert done.returncode == pytest.ExitCode.USAGE_ERROR
         assert "chroot" in done.stderr
         assert "\nfix: sudo " in done.stderr
@@ -177,8 +173,8 @@ def test_inner():
 
 def test_nested(suite: Path) -> None:
     """A test that is isolated may run pytest with isolated tests, and these may, too."""
-    command, passed = [*PYTEST, str(suite / "test_it.py")], PASSED
+    command, passed = [*machines.PYTEST, str(suite / "test_it.py")], PASSED
     for name in ("test_middle.py", "test_outer.py"):
         suite.joinpath(name).write_text(NESTED.format(command=command, passed=passed), encoding="utf-8")
-        command, passed = [*PYTEST, str(suite / name)], 1
+        command, passed = [*machines.PYTEST, str(suite / name)], 1
     passes(machines.ran(command), passed)
