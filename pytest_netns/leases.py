@@ -83,10 +83,11 @@ class Leases:
         self._alive: dict[_Key, Leaf] = {}
         self._further: list[Leaf] = []
         self._own: Leaf | None = None
+        self._modules = 0  # that there were when a test was last given a leaf
 
     def take(self, item: pytest.Item, settings: ItemSettings) -> Leaf:
         """Return the leaf that this test runs in, a new one unless its scope has one already."""
-        spare_us()
+        self._modules = spare_us(self._modules)
         if settings.scope is Scope.SESSION and self._shared and self._worker is not None:
             self._own = self._own or Leaf(
                 self._base, self._worker, Scope.SESSION, item.session, since=processes.last_pid()

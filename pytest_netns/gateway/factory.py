@@ -102,7 +102,7 @@ class Factory:
         try:
             _unwire()
             self._furnish(addresses, wiring)
-            tap = Tap() if wiring.tapped else None
+            tap = Tap(FEWER_BLOCKS) if wiring.tapped else None
         finally:
             syscalls.setns(self._hub.netns, syscalls.CLONE_NEWNET)
         return Leaf(addresses, os.dup(net_fd), os.dup(mnt_fd), tap)
