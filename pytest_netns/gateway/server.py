@@ -17,7 +17,6 @@ from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
 from pytest_netns.gateway import listeners, rulesets
 from pytest_netns.gateway.browsing import Browsing
-from pytest_netns.gateway.captures import Capture
 from pytest_netns.gateway.conversation import Clients, Reply
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
@@ -32,11 +31,13 @@ from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.reaper import reap
 from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
 from pytest_netns.gateway.records import Records
+from pytest_netns.gateway.register import Register
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.resolver import Resolver
+from pytest_netns.gateway.services import Services
 from pytest_netns.gateway.stock import Stock
 from pytest_netns.gateway.worker import LiveLeaf, Worker
-from pytest_netns.policy import CLOSED, OPEN, Policy
+from pytest_netns.policy import OPEN, Policy
 from pytest_netns.rules import LOCALHOST, EgressRule
 
 P = ParamSpec("P")
@@ -53,13 +54,11 @@ class Gateway:
         self._factory = Factory()
         self._numbers = addressing.Numbers()
         self._stock = Stock(self._begin, self._give_up, self._factory.tap)
-        self._by_key: dict[int | str, LiveLeaf] = {}
+        self._register = Register()
         self._log = FlowLog()
         self._questions = Questions()
-        operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
         self._obituaries = Obituaries(self._log, self._questions, live=self.live, listening=self.listening)
-        records = Records(self._log, self._questions, self._obituaries, self._catch_up)
-        self._clients = Clients({**operations, **records.operations}, self._bury)
+        self._clients: Clients
         self._watchers: Clients
         self._observers: Observers
         self._browsing: Browsing
@@ -76,6 +75,10 @@ class Gateway:
         self._browsing = Browsing(self._relay, self)
         self._observers = Observers(self, self._publisher, self._about)
         self._watchers = Clients(self._observers.operations, self._observers.bury)
+        operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
+        records = Records(self._log, self._questions, self._obituaries, self._catch_up)
+        services = Services(self._publisher, self._browsing)
+        self._clients = Clients({**operations, **records.operations, **services.operations}, self._bury)
         names, resolver = Names(), Resolver()
         self._control = EgressControl(
             self._hub, self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find
@@ -97,7 +100,7 @@ class Gateway:
 
     def live(self) -> list[LiveLeaf]:
         """Return the leaves that are alive."""
-        return list(dict.fromkeys(self._by_key.values()))
+        return self._register.live()
 
     def _about(self) -> dict[str, int | None]:
         return {"pid": self._clients.first_pid, "page_port": self._browsing.port}
@@ -124,10 +127,10 @@ class Gateway:
 
     def _find(self, key: int | str) -> LiveLeaf | None:
         """Return the leaf that something came from, once all is known that its worker had said of it by then."""
-        live = self._by_key.get(key)
+        live = self._register.find(key)
         if live is not None:
             self._clients.catch_up(live.owner)
-        return self._by_key.get(key)
+        return self._register.find(key)
 
     async def _bury(self, worker: Worker) -> None:
         """End what a client that has gone left behind."""
@@ -178,7 +181,7 @@ class Gateway:
         finally:
             for descriptor in brought:
                 os.close(descriptor)
-        worker.own = self._register(worker, worker_name, leaf, OUTSIDE)
+        worker.own = self._register.enter(worker, worker_name, leaf, OUTSIDE)
         worker.own.port = port
         self._route_loopback(worker.own, worker.worker_alias)
         self._apply(worker.own, worker.policy)
@@ -246,7 +249,7 @@ class Gateway:
 
     def _hand_out(self, worker: Worker, leaf: Leaf, test: str, policy: Policy, port: int, *, further: bool) -> Reply:
         worker.made += 1
-        live = self._register(worker, f"{worker.name}-t{worker.made}", leaf, test)
+        live = self._register.enter(worker, f"{worker.name}-t{worker.made}", leaf, test)
         live.port = port
         worker.tests[live.name] = live
         self._log.begin(live.name, test)
@@ -327,14 +330,11 @@ class Gateway:
             self._ask_of(live, asks=False)
         self._publisher.close(live)
         self._relay.cut(live.address)
-        for key in (live.leaf.addresses.hub_ifindex, live.address):
-            self._by_key.pop(key, None)
+        self._register.strike(live)
         if all(other.name != live.name for other in self.live()):  # nobody keeps a stranger from taking a worker's name
             self._observers.note_end(live)
             self._log.forget(live.name)
             self._questions.forget(live.name)
-        if live.capture is not None:
-            asyncio.get_running_loop().remove_reader(live.capture.tap)
         self._give_up(live.leaf)
         if self._burial is None:
             self._burial = asyncio.get_running_loop().call_later(_BURIAL, self._hold_burial)
@@ -347,54 +347,10 @@ class Gateway:
         self._burial = None
         self._factory.bury()
 
-    def _box(self, worker: Worker, leaf: str, box: str, pid: int | None) -> Reply:
-        """Tell a box's flows in a leaf apart from now on, or not any more."""
-        live = worker.named(leaf)
-        if pid is None:
-            live.boxes.pop(box, None)
-        else:
-            live.boxes[box] = pid
-        return {}, ()
-
-    def _publish(self, worker: Worker, leaf: str, port: int) -> Reply:
-        return {"port": self._publisher.open(worker.named(leaf), port)}, ()
-
-    def _unpublish(self, worker: Worker, port: int) -> Reply:
-        del worker
-        self._publisher.close_port(port)
-        return {}, ()
-
-    def _browse(self, worker: Worker, port: int) -> Reply:
-        del worker
-        return {"port": self._browsing.open(port)}, ()
-
-    def _hold(self, worker: Worker, leaf: str, why: str | None) -> Reply:
-        """Note why a failed test waits in its leaf for somebody to look inside, or, by None, that it does no more."""
-        live = worker.named(leaf)
-        live.held, live.visited = why, time.monotonic()
-        return {}, ()
-
-    def _held(self, worker: Worker, leaf: str) -> Reply:
-        """Tell for how long nobody has come in, or that the test need not wait any more."""
-        live = worker.named(leaf)
-        return {"idle": None if live.held is None else time.monotonic() - live.visited}, ()
-
-    def _register(self, worker: Worker, name: str, leaf: Leaf, test: str = "") -> LiveLeaf:
-        live = LiveLeaf(name, leaf, worker, CLOSED, test)
-        if leaf.tap is not None:
-            live.capture = Capture(leaf.tap)
-            asyncio.get_running_loop().add_reader(leaf.tap, live.capture.collect)
-        self._by_key[leaf.addresses.hub_ifindex] = live
-        self._by_key[live.address] = live
-        return live
-
 
 _READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
-_OPERATIONS: Final = (
-    *("join", "lease", "release", "activate", "label", "allow"),
-    *("box", "publish", "unpublish", "browse", "hold", "held"),
-)
+_OPERATIONS: Final = ("join", "lease", "release", "activate", "label", "allow")
 
 
 @functools.cache
