@@ -103,10 +103,10 @@ def _listener(path: Path) -> socket.socket:
     return listener
 
 
-def _leave(directory: Path, number: int) -> None:
+def _leave(directory: Path, inode: int | None) -> None:
     """Remove the run's directory; not one that has taken its place, as the next gateway of the same run makes it."""
     with contextlib.suppress(OSError):
-        if directory.stat().st_ino == number:  # which is nobody else's, as whoever started this one has it held open
+        if directory.stat().st_ino == inode:  # which is nobody else's, as whoever started this one has it held open
             paths.remove(directory)
 
 
@@ -115,13 +115,17 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
         signal.signal(number, signal.SIG_IGN)
     directory, ready = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "wb", buffering=0)
-    leave = functools.partial(_leave, directory, directory.stat().st_ino)
+    inode = None
     try:
+        inode = directory.stat().st_ino
+        leave = functools.partial(_leave, directory, inode)
         start = _begin()
         sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
         _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError):  # then as many connections as there may be
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed one takes two files, and more
+        for end in socket.socketpair():  # which asyncio begins with, and makes a noise of where there are none
+            end.close()
         _spare_pyroute2()
         asyncio.run(_run(directory, ready, start, leave))
     except (NetnsError, OSError) as error:
@@ -131,7 +135,7 @@ def main() -> None:
         _tell(ready, report)
     finally:
         paths.sweep(directory.parent)
-        leave()
+        _leave(directory, inode)
 
 
 if __name__ == "__main__":

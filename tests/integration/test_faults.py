@@ -14,6 +14,8 @@ FAULTS = [
     Fault("gateway|kernel.syscalls:mount:libc.mount", "ENOMEM", first=20),
     Fault(ANSWER, "ENOBUFS", first=14),
     Fault(ANSWER, "REORDERED", first=2),
+    Fault("gateway|gateway.__main__:main:os.stat", "ENOMEM"),
+    Fault("gateway|gateway.__main__:main:socket.socket", "ENOBUFS"),
     Fault("gateway|gateway.__main__:_listener:socket.bind", "EROFS"),
     Fault("pytest|gateway.launch:begin:subprocess._fork_exec", "EAGAIN"),
     Fault("pytest|kernel.position:_in_one_go:libc.setns", "ENOMEM", first=7),
