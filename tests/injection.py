@@ -15,38 +15,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from runs import OWN_NETWORK
+from faulted import SUITES, Faulted
 
 import pytest_netns
 
-__all__ = ["ERRNOS", "SUITE", "Fault", "Finding", "faults_of", "places_of", "run"]
+__all__ = ["ERRNOS", "Fault", "Finding", "faults_of", "places_of", "run"]
 
 HOOKS: Final = Path(__file__).parent / "faulty"
 _LIMIT: Final = 60.0  # seconds; the product's own longest wait is half of that
 _PATIENCE: Final = 5.0  # seconds for what a run leaves to end
 _POLL: Final = 0.02
-
-SUITE: Final = f"""{OWN_NETWORK}
-import errno
-
-def check():
-    own_network()
-    try:
-        socket.create_connection(("203.0.113.1", 80), 15)
-        raise AssertionError("left")
-    except OSError as error:
-        assert error.errno == errno.EHOSTUNREACH, error
-    try:
-        socket.getaddrinfo("example.com", 80)
-        raise AssertionError("resolved")
-    except socket.gaierror as error:
-        assert error.errno == socket.EAI_NONAME, error
-
-def test_1(): check()
-def test_2(): check()
-def test_3(): check()
-def test_4(): check()
-"""
 
 _SOUP: Final = r"Traceback \(most recent|INTERNALERROR|Exception ignored|never retrieved|pytest_netns/[\w/]+\.py"
 _DESCRIPTORS: Final = "EMFILE ENFILE"
@@ -113,6 +91,8 @@ ANSWERS: Final = (
     "REFUSED_ENODEV REFUSED_ENOENT REFUSED_ENOMEM REFUSED_ENOSPC REFUSED_EOPNOTSUPP REFUSED_EPERM REFUSED_ERANGE"
 )
 _ANSWERED: Final = "kernel.netlink:_receive:socket.recv"
+
+_PLAIN: Final = SUITES["plain"]
 
 #: Calls whose failing is what they are made to be told.
 _EXPECTED: Final = ("kernel.netlink:_settle:socket.recv", "aftermath:_inode:os.fstat")
@@ -181,26 +161,27 @@ def faults_of(places: Iterable[str], first: int = 1, times: int = 1) -> Iterator
             yield Fault(place, what, first, times)
 
 
-def places_of(options: tuple[str, ...], suite: str = SUITE) -> list[str]:
+def places_of(options: tuple[str, ...], suite: Faulted = _PLAIN) -> list[str]:
     """Return the places that a run without a fault comes by."""
     with _folder(suite) as folder:
-        finding = _run(folder, None, options)
+        finding = _run(folder, None, suite, options)
         assert finding.outcome == "unharmed", finding.output
         lines = Path(folder, "log").read_text(encoding="utf-8").splitlines()
     return sorted({line.removeprefix("seen ") for line in lines if line.startswith("seen ")})
 
 
-def run(fault: Fault, options: tuple[str, ...], suite: str = SUITE) -> Finding:
+def run(fault: Fault, options: tuple[str, ...], suite: Faulted = _PLAIN) -> Finding:
     """Run the suite with a fault."""
     with _folder(suite) as folder:
-        return _run(folder, fault, options)
+        return _run(folder, fault, suite, options)
 
 
 @contextlib.contextmanager
-def _folder(suite: str) -> Iterator[Path]:
+def _folder(suite: Faulted) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="fault-"))
     try:
-        (folder / "test_it.py").write_text(suite, encoding="utf-8")
+        (folder / "test_it.py").write_text(suite.text, encoding="utf-8")
+        (folder / "conftest.py").write_text(suite.conftest, encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         (folder / "tmp").mkdir()
         yield folder
@@ -208,7 +189,7 @@ def _folder(suite: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(folder: Path, fault: Fault | None, options: tuple[str, ...]) -> Finding:
+def _run(folder: Path, fault: Fault | None, suite: Faulted, options: tuple[str, ...]) -> Finding:
     log = folder / "log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV"))}
     environment |= {
@@ -219,7 +200,8 @@ def _run(folder: Path, fault: Fault | None, options: tuple[str, ...]) -> Finding
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(folder / "tmp"),
     }
-    plugins = ("-p", "pytest_netns.plugin", *(("-p", "xdist") if "-n1" in options else ()), "-p", "no:cacheprovider")
+    workers = ("-p", "xdist") if any(option.startswith("-n") for option in options) else ()
+    plugins = ("-p", "pytest_netns.plugin", *workers, "-p", "no:cacheprovider")
     before, begin = set(_children()), time.monotonic()
     strace = ["strace", "-o", str(folder / "strace"), *fault.outside] if fault and fault.outside else []
     command = [*strace, sys.executable, "-m", "pytest", *plugins, *options]
@@ -231,7 +213,7 @@ def _run(folder: Path, fault: Fault | None, options: tuple[str, ...]) -> Finding
         if path.exists()
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
     )
-    outcome = _judged(fault, fired, output, status)
+    outcome = _judged(fault, fired, suite, output, status)
     left = _left(folder / "tmp", before)
     if left:
         outcome = f"left behind: {left}"
@@ -256,28 +238,38 @@ def _finished(command: list[str], folder: Path, environment: dict[str, str]) -> 
         return process.communicate()[0], None
 
 
-def _judged(fault: Fault | None, fired: int, output: str, status: int | None) -> str:
+def _judged(fault: Fault | None, fired: int, suite: Faulted, output: str, status: int | None) -> str:
+    passed, failed, errors = (_count(output, what) for what in ("passed", "failed", "errors?"))
+    usual = int(bool(suite.failed or suite.errors))
+    named = fault is None or _is_named(fault, output)
+    lost = 0 if fault is None else suite.passed if fault.times > 1 else min(2, fired)
     if status is None:
-        return "hung"
-    if re.search(_SOUP, output):
-        return "traceback"
-    passed = re.search(r"(\d+) passed", output)
-    count = int(passed[1]) if passed else 0
-    if status == 0:
-        return "unharmed" if count == 4 and (fired or fault is None) else "not reached" if count == 4 else "lost tests"
-    if fault is not None and not _is_named(fault, output):
-        return "not named"
-    if status == 1:
-        enough = fault is None or count >= 4 - min(2, fired) or fault.times > 1
-        return "told" if enough else f"unsound: {count} passed"
-    return "refused" if "netns: " in output else f"ended with {status}"
+        outcome = "hung"
+    elif re.search(_SOUP, output):
+        outcome = "traceback"
+    elif (status, passed, failed, errors) == (usual, *suite[1:4]):
+        outcome = "unharmed" if fired or fault is None else "not reached"
+    elif status == 0:
+        outcome = "lost tests"
+    elif not named:
+        outcome = "not named"
+    elif status == 1:
+        outcome = "told" if passed >= suite.passed - lost else f"unsound: {passed} passed"
+    else:
+        outcome = "refused" if "netns: " in output else f"ended with {status}"
+    return outcome
+
+
+def _count(output: str, what: str) -> int:
+    found = re.findall(rf"(\d+) {what}\b", output)
+    return int(found[-1]) if found else 0
 
 
 def _is_named(fault: Fault, output: str) -> bool:
     import errno
 
     name = fault.what.removeprefix("REFUSED_")
-    if re.search("(did|does) not answer", output):  # the other end had its reason, or none to tell
+    if re.search("(did|does) not answer|ended as soon as it was started", output):  # the other end has not told why
         return True
     if not hasattr(errno, name):
         return "netns" in output

@@ -1,10 +1,11 @@
 """Python imports this at its start where its folder is on PYTHONPATH: then calls that pytest-netns makes can fail.
 
-A call is told by where in the package it is made, as ``role|module:function:call``; the role is ``gateway`` or
-``pytest``. ``NETNS_FAULT_LOG`` names a file that gets a line for each such place that a process comes by, and one for
-each fault. ``NETNS_FAULT`` is ``role/module:function:call|what|first|times``: from the ``first`` passage on, and so
-many ``times``, the call fails with the errno that is named, or what it reads is made into a bad answer.
-``NETNS_CLOCK`` names a file: from when it is there, the wall clock is wrong by as many seconds as it says.
+A call is told by where in the package it is made, as ``role|module:function:call``; the role is ``pytest``,
+``gateway``, ``understudy``, or ``successor`` for the gateways that this one starts. ``NETNS_FAULT_LOG`` names a file
+that gets a line for each such place that a process comes by, and one for each fault. ``NETNS_FAULT`` is
+``role/module:function:call|what|first|times``: from the ``first`` passage on, and so many ``times``, the call fails
+with the errno that is named, or what it reads is made into a bad answer. ``NETNS_CLOCK`` names a file: from when it is
+there, the wall clock is wrong by as many seconds as it says.
 """
 
 from __future__ import annotations
@@ -54,6 +55,18 @@ class _Injector:
         self._place, self._what, first, times = fault.split("|") if fault else ("", "", "0", "0")
         self._place = self._place.replace("/", "|")
         self._first, self._times, self._count = int(first), int(times), 0
+        self._forks = 0
+        os.register_at_fork(after_in_parent=self._forked, after_in_child=self._born)
+
+    def _forked(self) -> None:
+        self._forks += 1
+
+    def _born(self) -> None:
+        """Take the role of a child: what is started as the gateway has the understudy, which has the gateways."""
+        if self._role == "understudy":
+            self._role = "successor" if self._forks else "gateway"
+        elif self._role == "gateway" and not self._forks:
+            self._role = "understudy"
 
     def due(self, call: str) -> str:
         """Note a call where it is one of the package's; return what it is to fail with, or nothing."""
