@@ -308,8 +308,12 @@ def open_to_strangers() -> bool:
 
 def on(*scenarios: str, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command, the doctor unless told otherwise, on a machine that lacks something."""
-    player = [sys.executable, __file__, *scenarios, "--"]
-    return ran([*player, *(command or [*DOCTOR, "--json"])])
+    return ran([*player(*scenarios), *(command or [*DOCTOR, "--json"])])
+
+
+def player(*scenarios: str) -> list[str]:
+    """Return what stands before a command that is run on such a machine."""
+    return [sys.executable, __file__, *scenarios, "--"]
 
 
 def ran(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:

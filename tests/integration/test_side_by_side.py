@@ -8,12 +8,25 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import machines
 from runs import ROOT
 
 SESSIONS = 8
 PATIENCE = 120.0  # seconds for all of them together, on a machine that has other work
+#: What the eight sessions are on. An ordinary user plays those of the second list, within a user namespace.
+MACHINES: list[tuple[str, ...]] = [
+    ("container",),
+    ("container", "docker-grants"),
+    ("nested-root", "container"),
+    ("chroot",),
+    ("no-tun", "read-only-root"),
+    ("no-ipv6",),
+    ("linked-resolv-conf",),
+    ("missing-resolv-conf",),
+]
+USERS_MACHINES = [*MACHINES[:1], *MACHINES[4:], ("no-cgroups",), ("container", "no-ipv6"), ("masked-sys",)]
 USERS = 4 if ROOT and machines.open_to_strangers() else 1
 
 SUITE = f"""
@@ -43,8 +56,27 @@ def test_outside():
 """
 
 
+class Session(NamedTuple):
+    """One of the sessions: what its machine is like, and who starts it."""
+
+    scenarios: tuple[str, ...] = ()
+    uid: int = os.geteuid()
+
+
 def test_sessions_side_by_side(capable: None) -> None:
     """Eight sessions that run at the same time, with one port and one directory for temporary files, all pass."""
+    owners = _all_pass([Session(uid=_uid(number)) for number in range(SESSIONS)])
+    assert owners == {_uid(number) for number in range(SESSIONS)}
+
+
+def test_machines_side_by_side(capable: None) -> None:
+    """So do eight sessions each of which is on a machine of another kind, which it shares a kernel with."""
+    played = MACHINES if ROOT else [("nested-root", *scenarios, "nested-user") for scenarios in USERS_MACHINES]
+    _all_pass([Session(scenarios) for scenarios in played])
+
+
+def _all_pass(sessions: list[Session]) -> set[int]:
+    """Run them all at once, see to it that all of each passes and nothing is left; return whose files they made."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         shared = Path(directory)
         shared.chmod(0o1777)
@@ -52,12 +84,12 @@ def test_sessions_side_by_side(capable: None) -> None:
         meeting.mkdir()
         meeting.chmod(0o1777)
         shared.joinpath("test_it.py").write_text(SUITE, encoding="utf-8")
-        runs = [stack.enter_context(_started(shared, number)) for number in range(SESSIONS)]
+        runs = [stack.enter_context(_started(shared, number, one)) for number, one in enumerate(sessions)]
         outputs = [run.communicate(timeout=PATIENCE)[0] for run in runs]
         assert [run.returncode for run in runs] == [0] * SESSIONS, "\n".join(outputs)
         assert all("7 passed" in output and "NetnsWarning" not in output for output in outputs), "\n".join(outputs)
-        assert {path.stat().st_uid for path in meeting.iterdir()} == {_uid(number) for number in range(SESSIONS)}
         _wait_until_clean(shared)
+        return {path.stat().st_uid for path in meeting.iterdir()}
 
 
 def _wait_until_clean(shared: Path) -> None:
@@ -72,13 +104,13 @@ def _uid(number: int) -> int:
     return machines.STRANGER + number % USERS if USERS > 1 and number % USERS else os.geteuid()
 
 
-def _started(shared: Path, number: int) -> subprocess.Popen[str]:
+def _started(shared: Path, number: int, session: Session) -> subprocess.Popen[str]:
     others = ("PYTEST_", "COV_CORE_", "COVERAGE_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     own = {"TMPDIR": str(shared), "MEETING": str(shared / "meeting"), "NAME": f"session{number}", "HOME": str(shared)}
-    stranger = uid if (uid := _uid(number)) != os.geteuid() else None
+    stranger = session.uid if session.uid != os.geteuid() else None
     return subprocess.Popen(
-        [*machines.PYTEST, str(shared / "test_it.py")],
+        [*machines.player(*session.scenarios), *machines.PYTEST, str(shared / "test_it.py")],
         env=kept | own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=shared,
         stdin=subprocess.DEVNULL,
