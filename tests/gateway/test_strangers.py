@@ -19,12 +19,22 @@ from pytest_netns.kernel import privilege
 MESSAGES = int(os.environ.get("NETNS_FUZZ_MESSAGES", "500"))
 SEED = int(os.environ.get("NETNS_FUZZ_SEED", "1"))
 ALLOWED, FORBIDDEN = 80, 81
+TCP_CLOSE = 7  # of the states in <linux/tcp_states.h>
 
 
 def open_files(pid: int) -> int:
     """Count what a process has open."""
     with privilege.raised():
         return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def see_out(server: socket.socket) -> None:
+    """Take the connection that a client has made and closed; return when its last packet has arrived."""
+    with server.accept()[0] as connection:
+        connection.settimeout(20)
+        assert connection.recv(1) == b""
+        connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE, 20)
 
 
 @inside
@@ -39,7 +49,7 @@ def test_nonsense_changes_nothing(own_world: World) -> None:
     servers += [listen("127.0.0.1", FORBIDDEN), listen(str(OUTER), FORBIDDEN)]
     with at(visit.leaf):
         assert attempt(str(INTERNET), ALLOWED).error is None
-    servers[0].accept()[0].close()
+    see_out(servers[0])
     witness, before = Witness(world), open_files(gateway)
     witness.seen()
     peers = Peers(world.directory, SEED)
