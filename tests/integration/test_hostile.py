@@ -297,7 +297,18 @@ def test_who_gives_up_its_rights_in_a_worker(suite: Suite) -> None:
 @pytest.mark.parametrize("scope", ["module", "session"])
 def test_broader_scopes(suite: Suite, scope: str) -> None:
     """Where tests share a network, a forked pytest still does not go on."""
-    suite.write(test_twice="import os\ndef test_1():\n    os.fork()\ndef test_2(): pass")
+    suite.write(
+        test_twice="""
+import os, time
+from tools import note
+def test_1():
+    os.fork()
+def test_2():
+    note("ran")
+    time.sleep(0.3)  # in which the other one would run it, too
+"""
+    )
     result = suite.run("--netns", f"--netns-scope={scope}", "-W", "ignore::DeprecationWarning")
     assert result.parseoutcomes()["passed"] == 2
     assert result.stdout.str().count(" passed") == 1
+    assert suite.notes() == ["ran"]
