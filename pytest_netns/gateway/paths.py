@@ -57,6 +57,11 @@ def run_directory(run_id: str) -> Path:
                 _check_private(path)
         except FileNotFoundError:  # the run's own gateway has just ended
             continue
+        except OSError:
+            for path in (directory, parent):  # made for nothing, where they are empty
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
         return directory
     raise GatewayError(f"{parent} is removed again and again while this run needs it; set TMPDIR to another directory")
 

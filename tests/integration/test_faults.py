@@ -17,6 +17,7 @@ FAULTS = [
     Fault("gateway|gateway.__main__:main:os.stat", "ENOMEM"),
     Fault("gateway|gateway.__main__:main:socket.socket", "ENOBUFS"),
     Fault("gateway|gateway.__main__:_listener:socket.bind", "EROFS"),
+    Fault("pytest|gateway.paths:_check_private:os.stat", "ENOMEM"),
     Fault("pytest|gateway.launch:begin:subprocess._fork_exec", "EAGAIN"),
     Fault("pytest|kernel.position:_in_one_go:libc.setns", "ENOMEM", first=7),
 ]
