@@ -7,7 +7,7 @@ from typing import Final
 
 from pytest_netns.errors import KernelError
 
-__all__ = ["advice", "told"]
+__all__ = ["advice", "in_full", "told"]
 
 _NAMESPACES: Final = (
     "as many namespaces exist as may (those that have ended count until the kernel has cleared them); "
@@ -40,8 +40,13 @@ def advice(error: BaseException) -> str:
     return _ADVICE.get(error.errno, _CHECK)
 
 
-def told(error: BaseException) -> str:
-    """Return what a user reads of an error that a test met with on its way in or out: what failed, why, the remedy."""
+def in_full(error: BaseException) -> str:
+    """Return what failed, why, and the remedy."""
     text = (error.strerror or str(error)) if isinstance(error, KernelError) else str(error)
-    reason = advice(error)
-    return f"netns: {text}: {reason}" if reason else f"netns: {text}"
+    why = advice(error)
+    return f"{text}: {why}" if why else text
+
+
+def told(error: BaseException) -> str:
+    """Return what a user reads of an error that a test met with on its way in or out."""
+    return f"netns: {in_full(error)}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_netns.causes import in_full
 from pytest_netns.errors import NetnsError
 from pytest_netns.gateway.flows import ALLOWED
 from pytest_netns.hints import hints
@@ -61,13 +62,14 @@ def gather(record: Record, client: GatewayClient | None) -> Scene:
     above = _inhabitants(record.namespace.worker)
     lines = [
         _leaf_line(record.namespace),
+        *dict.fromkeys([*here.remarks, *above.remarks]),
         *shortened([f"listening: {line}" for line in here.listening]),
         *shortened([f"listening in the worker's network: {line}" for line in above.listening]),
         *_beside(record),
         *_attempts(record, client),
         *shortened([f"running: {line}" for line in here.others]),
     ]
-    return Scene(lines, frozenset(here.ports | above.ports))
+    return Scene(lines, here.ports | above.ports)
 
 
 def _leaf_line(namespace: Namespace) -> str:
@@ -80,19 +82,28 @@ def _beside(record: Record) -> Iterator[str]:
         yield _leaf_line(namespace)
         found = _inhabitants(namespace)
         lines = [*(f"listening: {line}" for line in found.listening), *(f"running: {line}" for line in found.others)]
+        yield from found.remarks
         yield from shortened([f"in {namespace.name}: {line}" for line in lines])
 
 
 class _Inhabitants(NamedTuple):
-    listening: list[str]
-    others: list[str]
-    ports: set[int]
+    listening: Sequence[str] = ()
+    others: Sequence[str] = ()
+    ports: frozenset[int] = frozenset()
+    remarks: Sequence[str] = ()
 
 
 def _inhabitants(namespace: Namespace | None) -> _Inhabitants:
     """Look who is in a namespace: those that listen, and the other processes and threads."""
     if namespace is None or namespace.closed:
-        return _Inhabitants([], [], set())
+        return _Inhabitants()
+    try:
+        return _looked(namespace)
+    except (NetnsError, OSError) as error:  # the test may have used up what it takes to look, as descriptors
+        return _Inhabitants(remarks=[f"nobody can tell who listens and runs there: {in_full(error)}"])
+
+
+def _looked(namespace: Namespace) -> _Inhabitants:
     inside = namespace.processes()
     with namespace:
         found = listeners()
@@ -103,7 +114,8 @@ def _inhabitants(namespace: Namespace | None) -> _Inhabitants:
     others = [_named(process) for process in inside if process.pid not in serving]
     threads = threads_in(os.fstat(namespace.fileno()).st_ino)
     others += [f"thread {thread.name}" for thread in threads]
-    return _Inhabitants(list(dict.fromkeys(lines)), others, {one.port for one in found if one.protocol == "tcp"})
+    ports = frozenset(one.port for one in found if one.protocol == "tcp")
+    return _Inhabitants(list(dict.fromkeys(lines)), others, ports)
 
 
 def _listening(listener: Listener, pids: Iterable[int], inside: Iterable[Process]) -> str:

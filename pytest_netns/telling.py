@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from pytest_netns.causes import in_full
+from pytest_netns.errors import NetnsError
 from pytest_netns.report import RECORD, TEARDOWN, TITLE, Record
 from pytest_netns.settings import Keep
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Telling"]
 
 _OURS: Final = "netns_"
+_REFUSED: Final = (ImportError, NetnsError, OSError)
 
 
 class Telling:
@@ -36,7 +40,7 @@ class Telling:
         result = yield
         record = item.stash.get(RECORD, None)
         if record is not None:
-            lines = self._failure(record, result, call) if result.failed else []
+            lines = self._told(record, result, call) if result.failed else []
             record.told = ""
             title = TITLE
             if result.when == "teardown":
@@ -63,7 +67,8 @@ class Telling:
         if record is None:
             return
         if failed:
-            record.scene = self._gather(record)
+            with contextlib.suppress(*_REFUSED):
+                record.scene = self._gather(record)
         self._keep(record, failed=failed)
         if self._counted:  # a test that is run again has counts already
             others = [one for one in item.user_properties if not one[0].startswith(_OURS)]
@@ -73,6 +78,12 @@ class Telling:
         from pytest_netns.scene import gather  # noqa: PLC0415
 
         return gather(record, self._session.client)
+
+    def _told(self, record: Record, result: pytest.TestReport, call: pytest.CallInfo[Any]) -> list[str]:
+        try:
+            return self._failure(record, result, call)
+        except _REFUSED as error:  # the test may have used up what it takes to look, as descriptors
+            return [f"nobody can tell what there is in this test's network: {in_full(error)}"]
 
     def _failure(self, record: Record, result: pytest.TestReport, call: pytest.CallInfo[Any]) -> list[str]:
         """Return what is told of a phase that failed."""

@@ -265,6 +265,29 @@ def test_3(): check()
     result.stdout.fnmatch_lines(["test_frozen.py::test_2 left running, ended with SIGKILL: *"])
 
 
+def test_who_uses_up_descriptors_is_told(suite: Suite) -> None:
+    """A test that fails for want of descriptors, which it keeps, has its report; so have those that lack them, too."""
+    suite.write(
+        conftest="""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+""",
+        test_fills="""
+import os
+KEPT = []
+def test_1():
+    while True:
+        KEPT.append(os.open("/", os.O_RDONLY))
+def test_2():
+    KEPT.append(os.open("/", os.O_RDONLY))
+""",
+    )
+    result = suite.run("--netns")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*__ test_1 __*", "nobody can tell *: * Too many open files: *ulimit -n*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
 DROPS = """
 import ctypes
 from sound import call, check
