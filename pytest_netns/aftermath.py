@@ -105,7 +105,7 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except (NetnsError, OSError) as error:
-        pytest.fail(told(error), pytrace=False)
+        raise pytest.fail.Exception(told(error), pytrace=False) from None
 
 
 def strand(item: pytest.Item, error: KernelError, *, replaced: bool) -> NoReturn:

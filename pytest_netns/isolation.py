@@ -163,7 +163,7 @@ class Isolation:
         except GatewayError as error:
             if not stay.client.lost:
                 raise
-            pytest.fail(f"{LOSS} ({error})", pytrace=False)
+            raise pytest.fail.Exception(f"{LOSS} ({error})", pytrace=False) from None
         record = self.telling.begin(item, leaf.namespace)
         self.leaf = leaf
         stay.traveller.go(leaf.place)
@@ -176,7 +176,7 @@ class Isolation:
         try:
             return self.session.settings.for_item(marks_of(item), getattr(item, "fixturenames", ()))
         except SettingsError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
 
     def _enter(self, item: pytest.Item) -> None:
         settings = self.settings_of(item)

@@ -94,6 +94,10 @@ _ANSWERED: Final = "kernel.netlink:_receive:socket.recv"
 
 _PLAIN: Final = SUITES["plain"]
 
+#: What is said of another process that had its reasons, and could not tell them.
+_NO_OTHER: Final = "the gateway and its understudy have ended"
+_UNTOLD: Final = f"(did|does) not answer|ended as soon as it was started|{_NO_OTHER}"
+
 #: Calls whose failing is what they are made to be told.
 _EXPECTED: Final = ("kernel.netlink:_settle:socket.recv", "aftermath:_inode:os.fstat")
 
@@ -242,7 +246,9 @@ def _judged(fault: Fault | None, fired: int, suite: Faulted, output: str, status
     passed, failed, errors = (_count(output, what) for what in ("passed", "failed", "errors?"))
     usual = int(bool(suite.failed or suite.errors))
     named = fault is None or _is_named(fault, output)
-    lost = 0 if fault is None else suite.passed if fault.times > 1 else min(2, fired)
+    lost = 0 if fault is None else min(2, fired)
+    if fault is not None and (fault.times > 1 or _NO_OTHER in output):
+        lost = suite.passed
     if status is None:
         outcome = "hung"
     elif re.search(_SOUP, output):
@@ -269,7 +275,7 @@ def _is_named(fault: Fault, output: str) -> bool:
     import errno
 
     name = fault.what.removeprefix("REFUSED_")
-    if re.search("(did|does) not answer|ended as soon as it was started", output):  # the other end has not told why
+    if re.search(_UNTOLD, output):
         return True
     if not hasattr(errno, name):
         return "netns" in output

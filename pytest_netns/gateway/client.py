@@ -18,7 +18,7 @@ __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
 
 _NO_OTHER: Final = (
-    "the gateway and its understudy have been killed, and an ordinary user's process, which has left the host's "
+    "the gateway and its understudy have ended, and an ordinary user's process, which has left the host's "
     "network, cannot start another one; run the tests again"
 )
 

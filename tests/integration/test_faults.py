@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from faulted import SUITES
 from injection import Fault, run
-from runs import adopt_orphans
+from runs import ROOT, adopt_orphans
 
 ANSWER = "gateway|kernel.netlink:_receive:socket.recv"
 FAULTS = [
@@ -37,3 +38,11 @@ def test_is_told_or_overcome(fault: Fault) -> None:
     finding = run(fault, ("--netns", "-q", "-rfE"))
     assert not finding.is_bad, f"{finding.outcome}\n{finding.output}"
     assert finding.fired == 1
+
+
+@pytest.mark.usefixtures("_orphans")
+def test_no_gateway_follows() -> None:
+    """Where what follows a killed gateway can't begin, root's run starts another, and a user's tells each test so."""
+    fault = Fault("successor|gateway.__main__:_listener:socket.bind", "EROFS")
+    finding = run(fault, ("--netns", "-q", "-rfE"), SUITES["lost"])
+    assert finding.outcome == ("unharmed" if ROOT else "told"), finding.output
