@@ -103,7 +103,7 @@ def pytest_unconfigure(config):
 """
 
 _FEATURES: Final = """
-import concurrent.futures, os, socket, subprocess, threading, time
+import concurrent.futures, contextlib, os, socket, subprocess, threading, time
 import pytest
 
 POOL = concurrent.futures.ThreadPoolExecutor(1)
@@ -135,10 +135,15 @@ def test_datagrams(netns_egress):
     port = int(os.environ["ECHO_UDP"])
     netns_egress.allow(f"localhost:{port}/udp")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(15)
+        client.settimeout(3)
         client.connect(("127.0.0.1", port))
-        client.send(b"hello")
-        assert client.recv(10) == b"hello"
+        for _ in range(5):  # one of them may be lost
+            client.send(b"hello")
+            with contextlib.suppress(TimeoutError):
+                assert client.recv(10) == b"hello"
+                break
+        else:
+            raise AssertionError("no answer")
 
 def test_handle(netns, tmp_path):
     netns.add_host("db.example.com", "127.0.0.1")

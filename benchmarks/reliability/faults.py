@@ -1,7 +1,7 @@
 """Have each call that we make of the kernel fail, once with each error that its page of the manual lists.
 
     python benchmarks/reliability/faults.py [--suite NAME] [--more] [--places TEXT] [--options ...]
-                                            [--first N] [--times N]
+                                            [--first N] [--times N] [--sample N [--seed N]]
     python benchmarks/reliability/faults.py --outside
 
 Needs pytest, pytest-netns, and ``strace`` for ``--outside``. For each place in the package that makes a system call, or
@@ -13,13 +13,15 @@ the first, third and eighth call of each thread fail. A line for each fault; at 
 is bad.
 
 The suites are in ``tests/faulted.py``: four plain tests; a test for each of what fixtures have to give; tests that kill
-the gateway, so that its understudy starts another; and boxes. ``--more`` leaves out where the plain ones come by, too.
+the gateway, so that its understudy starts another; and boxes. ``--more`` leaves out where the plain ones come by, too,
+and ``--sample`` draws so many of the faults at random.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -87,6 +89,8 @@ def _main() -> None:
     parser.add_argument("--more", action="store_true", help="only places that the plain suite does not come by")
     parser.add_argument("--first", type=int, default=1, help="which passage of a call fails first")
     parser.add_argument("--times", type=int, default=1, help="how often the call fails, one after the other")
+    parser.add_argument("--sample", type=int, help="how many of the faults, drawn at random; default: all")
+    parser.add_argument("--seed", type=int, default=1, help="which draw; default: %(default)s")
     parser.add_argument("--outside", action="store_true", help="have strace make calls fail")
     parser.add_argument("--list", action="store_true", help="only list the faults")
     wanted = parser.parse_args()
@@ -95,6 +99,8 @@ def _main() -> None:
     options = tuple(f"{suite.options} {wanted.options}".split())
     known = _from_outside() if wanted.outside else faults_of(_places(wanted, options), wanted.first, wanted.times)
     faults = [fault for fault in known if wanted.places in fault.place]
+    if wanted.sample is not None and wanted.sample < len(faults):
+        faults = random.Random(wanted.seed).sample(faults, wanted.sample)
     print(f"{len(faults)} faults at {len({fault.place for fault in faults})} places", flush=True)
     sums: collections.Counter[str] = collections.Counter()
     begin = time.monotonic()
