@@ -19,6 +19,7 @@ class Faulted(NamedTuple):
         errors: how many end in an error, because a test has killed the gateway.
         options: pytest's, in place of ``--netns``.
         conftest: a conftest file's text.
+        calls: whether tests call the product themselves, so that their tracebacks lead through it.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Faulted(NamedTuple):
     errors: int = 0
     options: str = "--netns"
     conftest: str = ""
+    calls: bool = False
 
 
 _CHECK: Final = f"""{OWN_NETWORK}
@@ -72,12 +74,12 @@ _HOST: Final = """
 import os, subprocess, sys
 
 ECHO = '''
-import select, socket, sys, threading
+import contextlib, select, socket, sys, threading
 tcp = socket.create_server(("127.0.0.1", 0))
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("127.0.0.1", 0))
 def serve(connection):
-    with connection:
+    with connection, contextlib.suppress(OSError):
         while data := connection.recv(65536):
             connection.sendall(data)
 def accept():
@@ -198,7 +200,7 @@ def test_process(netns_sandbox):
 
 SUITES: Final = {
     "plain": Faulted(_CHECK + "".join(f"def test_{number}(): check()\n" for number in range(1, 5)), passed=4),
-    "features": Faulted(_FEATURES, passed=8, failed=1, options="--netns -Wignore", conftest=_HOST),
+    "features": Faulted(_FEATURES, passed=8, failed=1, options="--netns -Wignore", conftest=_HOST, calls=True),
     "lost": Faulted(
         f"{_CHECK}{_KILL}"
         "def test_1(): check()\n"
@@ -213,5 +215,5 @@ SUITES: Final = {
         passed=6,
         errors=2,
     ),
-    "boxes": Faulted(_BOXES, passed=4),
+    "boxes": Faulted(_BOXES, passed=4, calls=True),
 }

@@ -26,7 +26,8 @@ _LIMIT: Final = 60.0  # seconds; the product's own longest wait is half of that
 _PATIENCE: Final = 5.0  # seconds for what a run leaves to end
 _POLL: Final = 0.02
 
-_SOUP: Final = r"Traceback \(most recent|INTERNALERROR|Exception ignored|never retrieved|pytest_netns/[\w/]+\.py"
+_SOUP: Final = r"Traceback \(most recent|INTERNALERROR|Exception ignored|never retrieved"
+_INSIDE: Final = rf"{_SOUP}|pytest_netns/[\w/]+\.py"
 _DESCRIPTORS: Final = "EMFILE ENFILE"
 #: What the pages of the manual say that a call can fail with, but for EFAULT, and EINTR, after which Python goes on;
 #: close(2) is left out, as it fails for files on network file systems only, and we have none there.
@@ -95,6 +96,7 @@ _ANSWERED: Final = "kernel.netlink:_receive:socket.recv"
 _PLAIN: Final = SUITES["plain"]
 
 #: What is said of another process that had its reasons, and could not tell them.
+_CARRIERS: Final = "gateway|gateway.p"  # pump and pipes: what can't be carried on is reset
 _NO_OTHER: Final = "the gateway and its understudy have ended"
 _UNTOLD: Final = f"(did|does) not answer|ended as soon as it was started|{_NO_OTHER}"
 
@@ -251,7 +253,7 @@ def _judged(fault: Fault | None, fired: int, suite: Faulted, output: str, status
         lost = suite.passed
     if status is None:
         outcome = "hung"
-    elif re.search(_SOUP, output):
+    elif re.search(_SOUP if suite.calls else _INSIDE, output):
         outcome = "traceback"
     elif (status, passed, failed, errors) == (usual, *suite[1:4]):
         outcome = "unharmed" if fired or fault is None else "not reached"
@@ -275,7 +277,7 @@ def _is_named(fault: Fault, output: str) -> bool:
     import errno
 
     name = fault.what.removeprefix("REFUSED_")
-    if re.search(_UNTOLD, output):
+    if re.search(_UNTOLD, output) or (_CARRIERS in fault.place and "Connection reset by peer" in output):
         return True
     if not hasattr(errno, name):
         return "netns" in output
