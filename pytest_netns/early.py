@@ -72,7 +72,7 @@ def start(config: pytest.Config, settings: Settings) -> None:
     directory = run_directory(run_id(config))
     try:
         config.stash[_BEGUN] = begin(directory)
-    except (NetnsError, OSError):
+    except BaseException:  # Ctrl-C among them
         remove(directory)
         raise
     config.add_cleanup(functools.partial(_abandon, config))

@@ -163,23 +163,28 @@ class Leases:
             leaf: the leaf.
             following: the test that needs the next one, and its settings; that is brought meanwhile.
 
+        An interrupt on the way, by Ctrl-C say, leaves it alive: for the end of the run, or for the gateway.
+
         Raises:
             NetnsError: some could not be ended.
         """
+        try:
+            self._pools.depart()
+            threads = [] if leaf is self._own else self._left_threads(leaf)
+            ended = _end_left(leaf.namespace, leaf.since)
+        except Exception:
+            self._give_back(leaf, following)
+            raise
+        self._give_back(leaf, following)
+        return Leftovers(leaf.namespace.name, threads, ended, leaf.starters)
+
+    def _give_back(self, leaf: Leaf, following: tuple[str, ItemSettings] | None) -> None:
+        if leaf is self._own:
+            return
         if leaf in self._further:
             self._further.remove(leaf)
         else:
             self._alive.pop((leaf.scope, leaf.node), None)
-        self._pools.depart()
-        threads = [] if leaf is self._own else self._left_threads(leaf)
-        try:
-            ended = _end_left(leaf.namespace, leaf.since)
-            return Leftovers(leaf.namespace.name, threads, ended, leaf.starters)
-        finally:
-            if leaf is not self._own:
-                self._give_back(leaf, following)
-
-    def _give_back(self, leaf: Leaf, following: tuple[str, ItemSettings] | None) -> None:
         name = leaf.namespace.name
         try:
             if following is not None:

@@ -49,7 +49,11 @@ class Stay:
         """Give up all leaves, and bring the process home, if it may go there."""
         with contextlib.suppress(KernelError):  # where a test has given up the right to
             self.go_to_base()
-        self.leases.release_all()
+        try:
+            self.leases.release_all()
+        except BaseException:  # Ctrl-C: what is left, the gateway ends, as for a process that has gone
+            self.client.close()
+            raise
         if self.returns:
             self.traveller.base = self.host
             with contextlib.suppress(KernelError):

@@ -10,9 +10,11 @@ from runs import adopt_orphans, requires
 
 _OURS = "pytest_netns."
 _STARTS = Step("start-up", f"{_OURS}gateway.factory:Factory.start")
+_BEGINS = Step("start-up", f"{_OURS}gateway.launch:begin")
 _MAKES = Step("set-up", f"{_OURS}gateway.factory:Factory.make", "before", 3)
 _CALL = Step("call", "test:call", "before", 2)
 _LEAVES = Step("tear-down", f"{_OURS}kernel.processes:end_members")
+_ENDS = Step("shut-down", f"{_OURS}leases:Leases.release_all")
 _BURIES = Step("shut-down", f"{_OURS}gateway.server:Gateway._bury")
 _BOX = Step("box", f"{_OURS}sandbox.stage:Stage.set_up", "after")
 
@@ -21,6 +23,9 @@ CASES = (
     Case(_MAKES, "pytest", "STOP, KILL", workers=False),
     Case(_LEAVES, "pytest", "KILL", workers=False),
     Case(_BURIES, "gateway", "KILL", workers=False),
+    Case(_BEGINS, "pytest", "INT", workers=False),
+    Case(_LEAVES, "pytest", "INT", workers=False),
+    Case(_ENDS, "pytest", "INT", workers=False),
 )
 
 
