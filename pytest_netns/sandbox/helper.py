@@ -39,10 +39,11 @@ class Answer(NamedTuple):
 class Warden:
     """The process that makes boxes; it ends with this one at the latest."""
 
-    def __init__(self) -> None:
-        """Start it."""
+    def __init__(self, before: Warden | None = None) -> None:
+        """Start it, in place of one that has ended before, if any; whose boxes go on."""
         self._control, theirs = wire.pair()
         self._groups: list[Groups] = []
+        self._inherited = [] if before is None else before.orphaned()
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), path]
         with theirs, privilege.inheritable():
@@ -81,20 +82,24 @@ class Warden:
         """End it, and with it every box; doing so twice is harmless."""
         self._control.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if self._process.wait(_PATIENCE):
-                self._clear()
+            _clear(self.orphaned() if self._process.wait(_PATIENCE) else self._inherited)
+
+    def orphaned(self) -> list[Groups]:
+        """Return the control groups of boxes that nobody removes once this one has been killed."""
+        self._control.close()
+        return [*self._inherited, *self._groups]
 
     @property
     def has_ended(self) -> bool:
         """Whether it is of no use any more, as somebody has killed it."""
         return self._process.poll() is not None
 
-    def _clear(self) -> None:
-        """Remove the control groups that it could not, as it was killed; boxes end when they are closed."""
-        deadline = time.monotonic() + _GRACE
-        while (left := [groups for groups in self._groups if not groups.remove()]) and time.monotonic() < deadline:
-            self._groups = left
-            time.sleep(_POLL)
+
+def _clear(left: list[Groups]) -> None:
+    """Remove control groups that no warden removes any more; boxes end when they are closed."""
+    deadline = time.monotonic() + _GRACE
+    while (left := [groups for groups in left if not groups.remove()]) and time.monotonic() < deadline:
+        time.sleep(_POLL)
 
 
 def _refusal(answer: Message | None) -> NetnsError:

@@ -192,9 +192,7 @@ def _homes() -> tuple[str, ...]:
 def _warden(client: GatewayClient) -> Warden:
     """Return the process that makes boxes for this one, started when the first is wanted, or it has been killed."""
     warden = client.companions.get(_WARDEN)
-    if isinstance(warden, Warden):
-        if not warden.has_ended:
-            return warden
-        warden.close()
-    warden = client.companions[_WARDEN] = Warden()
+    if isinstance(warden, Warden) and not warden.has_ended:
+        return warden
+    warden = client.companions[_WARDEN] = Warden(warden if isinstance(warden, Warden) else None)
     return warden
