@@ -223,6 +223,25 @@ class TestBeforeTheSession:
         suite.write(conftest="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
         assert suite.run("--netns").ret == -signal.SIGKILL
 
+    def test_death_at_the_end(self, suite: Suite) -> None:
+        """Where pytest is killed as it is about to remove the run's directory, the gateway has; it is not made anew."""
+        suite.write(
+            conftest="""
+            import os, pathlib, signal, tempfile, time
+            from pytest_netns.gateway import client, paths
+
+            def closed(self, close=client.GatewayClient.close):
+                close(self)
+                while list(pathlib.Path(tempfile.gettempdir()).glob("pytest-netns-*")):
+                    time.sleep(0.01)
+
+            client.GatewayClient.close = closed
+            paths.remove = lambda directory: os.kill(os.getpid(), signal.SIGKILL)
+            """,
+            test_it="def test_it(): pass",
+        )
+        assert suite.run("--netns").ret == -signal.SIGKILL
+
     def test_other_errands(self, suite: Suite) -> None:
         """Where pytest only tells something, it tells that."""
         result = suite.run("--netns", "--markers")
