@@ -398,7 +398,8 @@ def _kind(pid: int) -> str:
         return "keeper" if "sandbox import warden" in _command(_parent(pid)) else "warden"
     if command.startswith("bwrap ") or command == "sleep 99":
         return "box"
-    return "worker" if "exec(eval(sys.stdin.readline()))" in command else ""
+    worker = "exec(eval(sys.stdin.readline()))"
+    return "worker" if worker in command and worker not in _command(_parent(pid)) else ""  # no fork of one
 
 
 def _groups() -> list[str]:

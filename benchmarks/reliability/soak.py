@@ -5,8 +5,9 @@
 Rounds of ``pytest --netns -n 4``, one after the other, until so many tests have had their leaves. A test serves, is let
 out or refused, runs a program, leaves a daemon, looks at packets, makes a box, or fails; in two of three rounds the
 gateway or a worker is killed at a random moment. For each round a line says how long a leaf took, the most memory and
-descriptors that the gateway and a worker had, what the kernel has (for the whole machine), and what went wrong: tests
-without an outcome, and tests with another than they should have, for which no fault is to blame.
+descriptors that the gateway and a worker had, what the kernel has (for the whole machine), how many tests failed by the
+fault, saying so, and what went wrong: tests without an outcome, tests with another than they should have, for which no
+fault is to blame, more than one failed test for a killed worker, or no other worker in its place.
 
 ``--leaves 200 --round 100`` is a short form.
 """
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ _REASONS: Final = ("the gateway has ended", "lost the gateway", "crashed while r
 _CONFTEST: Final = """
 import json, os
 
-seen = {}
+seen, workers = {}, set()
 
 def pytest_runtest_logreport(report):
     outcome, text = seen.get(report.nodeid, ("passed", ""))
@@ -48,22 +49,20 @@ def pytest_runtest_logreport(report):
     if not seen:
         open("begun", "w").close()
     seen[report.nodeid] = outcome, text
+    workers.add(report.node.gateway.id if hasattr(report, "node") else "")
 
 def pytest_sessionfinish(session):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         with open("seen", "w") as file:
-            json.dump(seen, file)
+            json.dump([seen, sorted(workers)], file)
 """
 _TESTS: Final = '''
-import os, socket, subprocess, sys, time
+import os, socket, subprocess, threading
 import pytest
-
-DAEMON = "import os, signal, time; signal.signal(15, signal.SIG_IGN) if {0} % 2 else 0; time.sleep(600)"
 
 @pytest.fixture(scope="session")
 def server():
     """A server in the worker's leaf."""
-    import threading
     listener = socket.create_server(("127.0.0.1", 9000))
     def serve():
         while True:
@@ -99,7 +98,8 @@ def runs(netns, number):
     subprocess.run(["true"], check=True)
 
 def leaves_a_daemon(netns, number):
-    subprocess.Popen([sys.executable, "-S", "-c", DAEMON.format(number)], start_new_session=True)
+    deaf = "trap '' TERM; " if number % 8 == 0 else ""
+    subprocess.Popen(["sh", "-c", f"{deaf}exec sleep 600"], start_new_session=True)
 
 def captures(netns, number):
     with netns.capture() as capture:
@@ -128,29 +128,32 @@ _FAILS: Final = 9
 
 def _round(options: argparse.Namespace, folder: Path, fault: str) -> dict[str, Any]:
     """Run the tests once, and return what there is to tell."""
-    command = [sys.executable, "-m", "pytest", "-q", "--netns", f"-n{options.workers}", "-pno:cacheprovider"]
-    command += ["-pno:randomly", "-pno:faulthandler", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-q", "--netns", f"-n{options.workers}", "--tb=short"]
+    command += ["-ppytest_netns.plugin", "-pxdist", "-pno:cacheprovider", "-pno:faulthandler"]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     began = time.monotonic()
     wait = random.uniform(0.0, options.round / 50)
     begun, moment = folder / "begun", 0.0  # what dies before the first test, pytest-xdist can't do without
     begun.unlink(missing_ok=True)
     most: dict[str, dict[str, int]] = {}
     with (folder / "output").open("wb") as output:
-        run = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        nothing = subprocess.DEVNULL
+        run = subprocess.Popen(command, cwd=folder, env=environment, stdin=nothing, stdout=output, stderr=output)
+    struck = "none"
     while run.poll() is None:
         moment = moment or (time.monotonic() + wait if begun.exists() else 0.0)
         for kind, pid in _processes():
             with contextlib.suppress(OSError, StopIteration):
                 now = process(pid)
                 most[kind] = {name: max(value, most.get(kind, {}).get(name, 0)) for name, value in now.items()}
-            if kind == fault and 0.0 < moment < time.monotonic():
+            if kind == fault and struck == "none" and 0.0 < moment < time.monotonic():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                fault = "done"
+                    struck = fault
         time.sleep(0.2)
     seconds = time.monotonic() - began
-    seen = json.loads((folder / "seen").read_text()) if (folder / "seen").exists() else {}
-    return {"seconds": seconds, "most": most, "wrong": list(_wrong(options, seen, faulty=fault == "done"))}
+    told = json.loads((folder / "seen").read_text()) if (folder / "seen").exists() else ({}, [])
+    return {"seconds": seconds, "most": most, "struck": struck} | _judged(options, struck, *told)
 
 
 def _processes() -> list[tuple[str, int]]:
@@ -159,14 +162,20 @@ def _processes() -> list[tuple[str, int]]:
     return found
 
 
-def _wrong(options: argparse.Namespace, seen: Mapping[str, tuple[str, str]], *, faulty: bool) -> Iterator[str]:
-    """Yield what did not go as it should."""
+def _judged(
+    options: argparse.Namespace, struck: str, seen: Mapping[str, tuple[str, str]], workers: Sequence[str]
+) -> dict[str, Any]:
+    """Return what failed by the fault, and what did not go as it should."""
+    blamed, wrong = [], []
     for number in range(options.round):
         outcome, text = seen.get(f"test_it.py::test_it[{number}]", ("lost", ""))
-        wanted = "failed" if number * 7919 % 60 == _FAILS else "passed"
-        blamed = faulty and any(reason in text for reason in _REASONS)
-        if outcome == "lost" or (outcome != wanted and not blamed):
-            yield f"test {number}: {outcome} {text[-300:]!r}"
+        if outcome == ("failed" if number * 7919 % 60 == _FAILS else "passed"):
+            continue
+        is_blamed = outcome != "lost" and struck != "none" and any(reason in text for reason in _REASONS)
+        (blamed if is_blamed else wrong).append(f"test {number}: {outcome} {text[-300:]!r}")
+    if struck == "worker" and (len(blamed) > 1 or len(workers) != options.workers + len(blamed)):
+        wrong.append(f"a worker was killed, and {len(blamed)} tests failed for it, and there were {workers}")
+    return {"blamed": blamed, "wrong": wrong}
 
 
 def main() -> None:
@@ -187,7 +196,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     (folder / "conftest.py").write_text(_CONFTEST)
     (folder / "test_it.py").write_text(_TESTS.replace("COUNT", str(options.round)))
-    print("leaves  fault    ms a leaf  gateway KiB  its fds  worker KiB  its fds  kernel KiB  namespaces  wrong")
+    print(
+        "leaves  fault    ms a leaf  gateway KiB  its fds  worker KiB  its fds  kernel KiB  namespaces  by fault  wrong"
+    )
     wrong = done = 0
     while done < options.leaves:
         fault = random.choice(["gateway", "worker", "none"])
@@ -197,13 +208,15 @@ def main() -> None:
         gateway, worker = (told["most"].get(kind, {}) for kind in ("gateway", "worker"))
         state = machine()
         print(
-            f"{done:6}  {fault:8}{told['seconds'] / options.round * 1e3:10.2f}{gateway.get('KiB', 0):13}"
+            f"{done:6}  {told['struck']:8}{told['seconds'] / options.round * 1e3:10.2f}{gateway.get('KiB', 0):13}"
             f"{gateway.get('descriptors', 0):9}{worker.get('KiB', 0):12}{worker.get('descriptors', 0):9}"
-            f"{state['kernel KiB']:12}{state.get('namespaces', '?'):>12}{len(told['wrong']):7}",
+            f"{state['kernel KiB']:12}{state.get('namespaces', '?'):>12}{len(told['blamed']):10}{len(told['wrong']):7}",
             flush=True,
         )
         for line in told["wrong"][:5]:
             print(f"    {line}", flush=True)
+        if told["wrong"]:
+            print(f"    (see {(folder / 'output').rename(folder / f'output-{done}')})", flush=True)
         (folder / "seen").unlink(missing_ok=True)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -211,7 +224,8 @@ def main() -> None:
     time.sleep(2)
     left = [f"{kind or 'process'} {pid}" for pid, kind in family().items()]
     print(f"left: {', '.join(left) or 'nothing'}; namespaces now: {machine().get('namespaces', '?')}")
-    shutil.rmtree(folder, ignore_errors=True)
+    if not wrong:
+        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(bool(wrong or left))
 
 
