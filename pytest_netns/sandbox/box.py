@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -189,7 +188,8 @@ class Sandbox:
         Raises:
             subprocess.TimeoutExpired: it ran for longer than ``timeout``.
             subprocess.CalledProcessError: it has failed, and ``check`` was said.
-            FileNotFoundError: there is no such program, as far as captured errors tell.
+            FileNotFoundError: there is no such program, or no directory ``cwd``, in the box.
+            PermissionError: it may not be executed, as far as captured errors tell.
         """
         settle_streams(kwargs, input, capture_output=capture_output, piped=on_output is not None)
         with self.popen(args, **kwargs) as process:
@@ -198,8 +198,6 @@ class Sandbox:
             except BaseException:
                 process.kill()
                 raise
-        if process.not_found():
-            raise FileNotFoundError(errno.ENOENT, "no such program in the box", _command(args, shell=False)[0])
         return checked(process.done, check=check)
 
     async def run_async(self, args: Command, **kwargs: Any) -> Done:
@@ -317,6 +315,7 @@ class Sandbox:
         return Done(
             process.args,
             message["status"],
+            executed=message["executed"],
             exceeded=message["exceeded"],
             usage=used,
             changes=found,
@@ -352,6 +351,7 @@ def _finite(seconds: float | None) -> float | None:
 
 def checked(done: Done, *, check: bool) -> Done:
     """Return what a command has come to, unless that has to be an error."""
+    done.check_executed()
     if check:
         done.check_returncode()
     return done

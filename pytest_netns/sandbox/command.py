@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import resource
@@ -12,48 +11,18 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final
 
-from pytest_netns.sandbox import bubblewrap, meter, wire
-from pytest_netns.sandbox.limits import Rlimits
-from pytest_netns.sandbox.meter import Account, Meter
+from pytest_netns.sandbox import launch, meter, wire
+from pytest_netns.sandbox.launch import Setting
+from pytest_netns.sandbox.meter import Account
 from pytest_netns.sandbox.pump import Budget, Pump
 from pytest_netns.sandbox.watch import Watch
 from pytest_netns.sandbox.wire import Message
 
-__all__ = ["Command", "Setting"]
+__all__ = ["Command"]
 
-_HIGH: Final = 64  # descriptors are moved up here, so that none is in the way of those that bubblewrap is told
-_INFO, _BLOCK, _FILTER, _ARGUMENTS = 3, 4, 5, 6
-_OOM_SCORE: Final = "/proc/self/oom_score_adj"
-_OOM_FIRST: Final = "1000"  # whom the kernel ends first when the whole machine lacks memory
 _STDIN: Final = 0
-_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
-
-
-class Setting(NamedTuple):
-    """What all commands of a box have in common.
-
-    Attributes:
-        program: bubblewrap.
-        options: what it is told each time.
-        seccomp: the filter.
-        rlimits: the limits of each process.
-        meter: what tells of the box's use.
-        memory: bytes of memory that have to be watched, since no control group holds them; None if need not be.
-        disk: a directory on the box's disk.
-        shifted: whether its clocks are others.
-    """
-
-    program: str
-    options: tuple[str, ...]
-    seccomp: bytes
-    rlimits: Rlimits
-    meter: Meter
-    memory: int | None
-    disk: str
-    shifted: bool = False
 
 
 class Command:
@@ -74,6 +43,8 @@ class Command:
         self._written = 0
         self._init = 0
         self._told = b""
+        self._waiting = True
+        self._released = False
         self._mounts = -1
         self._account = Account(None)
         self._refused = setting.meter.refused()
@@ -81,14 +52,15 @@ class Command:
         self._time = setting.meter.cpu_time()
         self._pumps: list[Pump] = []
         self._outputs: list[Pump] = []
-        self._info, info = _pipe()
-        self._block, self._unblock = _pipe()
+        self._report, report = launch.pipe()
+        os.set_blocking(self._report, False)
+        self._block, self._unblock = launch.pipe()
         setting.meter.reset()
         stdio = self._stdio(wanted["stdio"], descriptors[1:])
         try:
-            self._outer = self._start(wanted, [*stdio, info, self._block])
+            self._outer = launch.launch(setting, wanted, [*stdio, report, self._block])
         finally:
-            for fd in {*stdio, info}:
+            for fd in {*stdio, report}:
                 os.close(fd)
         self._watch = Watch(setting.memory)
 
@@ -97,52 +69,17 @@ class Command:
         own = []
         for number, (kind, fd) in enumerate(zip(kinds, handed, strict=False)):
             if kind == "direct":
-                own.append(_high(fd))
+                own.append(launch.high(fd))
                 continue
-            outer, inner = _pipe()
+            outer, inner = launch.pipe()
             if number == _STDIN:
                 own.append(outer)
-                self._pumps.append(Pump(_high(fd), inner))
+                self._pumps.append(Pump(launch.high(fd), inner))
             else:
                 own.append(inner)
-                self._outputs.append(Pump(outer, _high(fd), self._budget))
+                self._outputs.append(Pump(outer, launch.high(fd), self._budget))
         self._pumps += self._outputs
         return own if len(own) == 3 else [*own, os.dup(own[1])]
-
-    def _start(self, wanted: dict[str, Any], descriptors: list[int]) -> int:
-        options = (*self._setting.options, "--chdir", wanted["cwd"], *bubblewrap.environment(wanted["env"]))
-        numbers = {"--info-fd": _INFO, "--block-fd": _BLOCK, "--seccomp": _FILTER}
-        told = [*options, *(text for name, fd in numbers.items() for text in (name, str(fd)))]
-        arguments = _high(wire.write_file("\0".join(told).encode("utf-8", "surrogateescape") + b"\0", "bwrap"))
-        seccomp = _high(wire.write_file(self._setting.seccomp, "seccomp"))
-        command = ["bwrap", "--args", str(_ARGUMENTS), "--", *wanted["command"]]
-        try:
-            return self._spawn(command, [*descriptors, seccomp, arguments])
-        finally:
-            os.close(arguments)
-            os.close(seccomp)
-
-    def _spawn(self, command: list[str], descriptors: list[int]) -> int:
-        """Start bubblewrap, without a copy of this process in between unless its clocks have to be others."""
-        with _expendable():
-            if self._setting.shifted:
-                child = os.fork()
-                if not child:
-                    self._exec(command, descriptors)
-                return child
-            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(descriptors)]
-            return os.posix_spawn(self._setting.program, command, {}, file_actions=actions, setsigdef=_IGNORED)
-
-    def _exec(self, command: list[str], descriptors: list[int]) -> NoReturn:
-        """Become bubblewrap; older kernels have a new time namespace entered in this way only."""
-        try:
-            for number, fd in enumerate(descriptors):
-                os.dup2(fd, number)
-            for ignored in _IGNORED:
-                signal.signal(ignored, signal.SIG_DFL)
-            os.execve(self._setting.program, command, {})  # noqa: S606 - no shell is wanted
-        finally:
-            os._exit(127)
 
     @property
     def over(self) -> bool:
@@ -160,8 +97,8 @@ class Command:
     def watched(self) -> Iterator[tuple[int, int]]:
         """Yield what to wait for: descriptors, each with the event."""
         yield self._channel.fileno(), select.POLLIN
-        if self._info >= 0:
-            yield self._info, select.POLLIN
+        if self._report >= 0:
+            yield self._report, select.POLLIN
         for pump in self._pumps:
             if not pump.over:
                 yield pump.watched()
@@ -170,8 +107,8 @@ class Command:
         """Do what a descriptor is ready for."""
         if fd == self._channel.fileno():
             self._obey()
-        elif fd == self._info:
-            self._release()
+        elif fd == self._report:
+            self._listen()
         for pump in self._pumps:
             pump.attend(fd)
 
@@ -184,17 +121,22 @@ class Command:
         else:
             self.kill(message.get("exceeded"))
 
-    def _release(self) -> None:
-        """Note who is the box's init, put limits on it, and let it start the command."""
-        told = os.read(self._info, 4096)
-        self._told += told
-        if told and b"}" not in self._told:
-            return
-        os.close(self._info)
-        self._info = -1
-        if not told:
-            return
-        self._init = json.loads(self._told)["child-pid"]
+    def _listen(self) -> None:
+        """Take in what bubblewrap reports: a line on the box's init, and one on the command's end, if it ever began."""
+        with contextlib.suppress(BlockingIOError):
+            while self._report >= 0:
+                told = os.read(self._report, 4096)
+                self._told += told
+                if not told:
+                    os.close(self._report)
+                    self._report = -1
+        if self._waiting and b"\n" in self._told:
+            self._waiting = False
+            self._release(json.loads(self._told.partition(b"\n")[0])["child-pid"])
+
+    def _release(self, init: int) -> None:
+        """Put limits on the box's init, and let it start the command."""
+        self._init = init
         if self._ended:
             self.kill()
             return
@@ -206,6 +148,7 @@ class Command:
             wire.send(self._channel, {"event": "started", "pid": self._init})
         with contextlib.suppress(BrokenPipeError):
             os.write(self._unblock, b"\n")
+        self._released = True
 
     def _signal(self, number: int) -> None:
         """Pass a signal on to the command itself, which is the first child of the box's init."""
@@ -220,7 +163,7 @@ class Command:
         """
         self._exceeded = self._exceeded or exceeded
         self._ended = True
-        for pid in (self._init, self._outer) if self._info < 0 else ():
+        for pid in (self._init, self._outer) if self._report < 0 or not self._waiting else ():
             if pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -251,6 +194,8 @@ class Command:
             self.kill("output")
         if self._init and now >= self._watch.next and (self._watch.look(self._init) or self._lacks_memory()):
             self.kill("memory")
+        if not self._outer:
+            self._listen()
         if not self._outer and self._init and not _exists(self._init):
             self._init = 0  # bubblewrap had reaped it
         if not self._outer and not self._init and all(pump.over for pump in self._outputs):
@@ -260,7 +205,8 @@ class Command:
         usage = self._usage()
         status = -signal.SIGKILL if self._ended else self._status
         message = {"event": "ended", "status": status, "exceeded": self._exceeding(), "usage": usage}
-        message["set_up"] = not select.select([self._block], [], [], 0)[0]
+        message["set_up"] = self._released and not select.select([self._block], [], [], 0)[0]
+        message["executed"] = b'"exit-code"' in self._told
         with contextlib.suppress(OSError):
             wire.send(self._channel, message)
         self.close()
@@ -299,34 +245,9 @@ class Command:
         self._channel.close()
         for pump in self._pumps:
             pump.close()
-        for fd in {self._info, self._block, self._unblock, self._mounts} - {-1}:
+        for fd in {self._report, self._block, self._unblock, self._mounts} - {-1}:
             os.close(fd)
-        self._info = self._block = self._unblock = self._mounts = -1
-
-
-@contextlib.contextmanager
-def _expendable() -> Iterator[None]:
-    """Have what is started here be the first to go: it inherits that, before it can start something itself."""
-    before = Path(_OOM_SCORE).read_text(encoding="ascii")
-    with contextlib.suppress(OSError):
-        Path(_OOM_SCORE).write_text(_OOM_FIRST, encoding="ascii")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            Path(_OOM_SCORE).write_text(before, encoding="ascii")
-
-
-def _pipe() -> tuple[int, int]:
-    reading, writing = os.pipe()
-    return _high(reading), _high(writing)
-
-
-def _high(fd: int) -> int:
-    """Return the descriptor under a number that nothing else is given."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
-    os.close(fd)
-    return moved
+        self._report = self._block = self._unblock = self._mounts = -1
 
 
 def _exists(pid: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,7 +47,7 @@ class Done(subprocess.CompletedProcess[Any]):
     Attributes:
         args: the command.
         returncode: its exit status. A command that a signal ended has 128 and the signal's number; one that was ended
-            for going over a limit has -9.
+            for going over a limit has -9; one that could not be executed has 127.
         stdout: what it wrote to standard output, where that was captured.
         stderr: what it wrote to standard error, where that was captured apart.
         exceeded: the limit that was reached: ``memory``, ``pids``, ``file_size``, ``time``, ``disk`` or ``output``;
@@ -60,6 +62,7 @@ class Done(subprocess.CompletedProcess[Any]):
         stdout: Any = None,
         stderr: Any = None,
         *,
+        executed: bool = True,
         exceeded: str | None = None,
         usage: Usage | None = None,
         changes: list[Change] | None = None,
@@ -67,6 +70,7 @@ class Done(subprocess.CompletedProcess[Any]):
     ) -> None:
         """Put together what is known."""
         super().__init__(args, returncode, stdout, stderr)
+        self._executed = executed
         self.exceeded = exceeded
         self.changes = changes or []
         self._usage = usage or Usage()
@@ -88,6 +92,20 @@ class Done(subprocess.CompletedProcess[Any]):
         flows = self._flows()
         sent, received = sum(flow.sent for flow in flows), sum(flow.received for flow in flows)
         return replace(self._usage, sent=sent, received=received)
+
+    def check_executed(self) -> None:
+        """Raise what ``subprocess`` raises of a command that could not be executed.
+
+        Raises:
+            FileNotFoundError: there is no such program, or no such directory to start it in.
+            PermissionError: it may not be executed, as far as captured errors tell.
+        """
+        if self._executed:
+            return
+        program = self.args if isinstance(self.args, (str, os.PathLike)) else self.args[0]
+        if os.strerror(errno.EACCES) in f"{self.stderr!r}":
+            raise PermissionError(errno.EACCES, "the box may not execute the program, or not enter its cwd", program)
+        raise FileNotFoundError(errno.ENOENT, "no such program in the box, or no such cwd", program)
 
     def diff(self) -> str:
         """Return what it did to the working directory as one unified diff."""

@@ -17,7 +17,8 @@ from pytest_netns.kernel import confinement, identity, privilege, syscalls
 from pytest_netns.sandbox import bubblewrap, view, wire
 from pytest_netns.sandbox.bubblewrap import Program
 from pytest_netns.sandbox.cgroups import Group, Groups
-from pytest_netns.sandbox.command import Command, Setting
+from pytest_netns.sandbox.command import Command
+from pytest_netns.sandbox.launch import Setting
 from pytest_netns.sandbox.limits import Rlimits
 from pytest_netns.sandbox.meter import Meter
 from pytest_netns.sandbox.options import View
@@ -75,7 +76,7 @@ def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message,
         *view.arguments(plan, stage.path, hidden),
     )
     path = stage.within(_in_wheel(program)) if program.shown else program.path
-    rlimits, filter_ = Rlimits(**message["rlimits"]), wire.read_file(filter_fd)
+    rlimits, filter_ = Rlimits(**message["rlimits"]).as_far_as_allowed(), wire.read_file(filter_fd)
     setting = Setting(
         path, options, filter_, rlimits, meter, message["watched"], stage.within("shm"), any(message["offsets"])
     )
@@ -145,12 +146,14 @@ class Keeper:
     def serve(self) -> None:
         """Serve until the pytest process lets go of the box; then end all that runs in it."""
         while self._open or self._commands:
-            for fd in self._wait():
+            ready = self._wait()
+            for fd in ready:
                 if fd == self._channel.fileno():
                     self._attend()
                 for command in self._commands:
                     command.attend(fd)
-            self._reap()
+            if self._wake in ready:
+                self._reap()
             for command in self._commands:
                 command.look_after()
             self._commands = [command for command in self._commands if not command.over]

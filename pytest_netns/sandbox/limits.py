@@ -36,20 +36,29 @@ class Rlimits(NamedTuple):
         """How many processes are as many as may be; no number is where this limits nothing."""
         return math.inf if self.processes is None else self.processes - _INIT
 
+    def as_far_as_allowed(self) -> Rlimits:
+        """Return them without those that the calling process could not set, since its own are lower."""
+        allowed = {}
+        for name, value in self._asdict().items():
+            most = resource.getrlimit(_NUMBERS[name])[1]
+            allowed[name] = value if value is None or most == resource.RLIM_INFINITY else min(value, most)
+        return Rlimits(**allowed)
+
     def put_on(self, pid: int) -> None:
         """Put them on a process, which passes them on."""
-        for number, value in (
-            (resource.RLIMIT_NPROC, self.processes),
-            (resource.RLIMIT_DATA, self.data),
-            (resource.RLIMIT_FSIZE, self.file_size),
-            (resource.RLIMIT_NOFILE, self.open_files),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            if value is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    _, most = resource.prlimit(pid, number)
-                    value = value if most == resource.RLIM_INFINITY else min(value, most)  # noqa: PLW2901
-                    resource.prlimit(pid, number, (value, value))
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+            for name, value in zip(self._fields, self, strict=True):
+                if value is not None:
+                    resource.prlimit(pid, _NUMBERS[name], (value, value))
+
+
+_NUMBERS: Final = {
+    "processes": resource.RLIMIT_NPROC,
+    "data": resource.RLIMIT_DATA,
+    "file_size": resource.RLIMIT_FSIZE,
+    "open_files": resource.RLIMIT_NOFILE,
+}
 
 
 class Enforcement(NamedTuple):

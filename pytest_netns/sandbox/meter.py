@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,6 +13,7 @@ __all__ = ["Account", "Meter", "family", "proportional", "resident"]
 
 _PEAKS: Final = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 _OOM: Final = {1: "memory.oom_control", 2: "memory.events"}
+_MOST: Final = 1 << 16  # bytes of a file that are looked at
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -93,23 +93,18 @@ def family(pid: int) -> list[int]:
 def _children(pid: int) -> Iterator[int]:
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
-                yield from map(int, file.read().split())
+            yield from map(int, _text(f"/proc/{pid}/task/{thread}/children").split())
 
 
 def resident(pid: int) -> int:
     """Return the bytes that a process has in memory, shared ones included; 0 if it is gone."""
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * _PAGE
-    return 0
+    fields = _text(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * _PAGE if fields else 0
 
 
 def proportional(pid: int) -> int:
     """Return a process's part of the memory that it shares, and all of its own, in bytes; 0 if it is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-        match = re.search(r"^Pss:\s+(\d+) kB", file.read(), re.MULTILINE)
-        return int(match[1]) * 1024 if match else 0
-    return 0
+    return _number(_text(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024
 
 
 def _open(path: str, how: int = os.O_RDONLY) -> int | None:
@@ -128,6 +123,28 @@ def _pread(fd: int | None) -> str:
         return ""
 
 
+def _text(path: str) -> str:
+    """Return all that a file says; empty where there is none. Files in Python's way take many more calls."""
+    fd = _open(path)
+    if fd is None:
+        return ""
+    text = b""
+    try:
+        with contextlib.suppress(OSError):
+            while more := os.read(fd, _MOST):
+                text += more
+    finally:
+        os.close(fd)
+    return text.decode()
+
+
 def _number(text: str, key: str) -> int:
-    match = re.search(rf"^{re.escape(key)}\s+(\d+)", text, re.MULTILINE)
-    return int(match[1]) if match else 0
+    """Return the number after a word that a line begins with; 0 if there is none.
+
+    A regular expression would cost each keeper more memory than all that it has to remember.
+    """
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == key:
+            return int(rest.split()[0])
+    return 0

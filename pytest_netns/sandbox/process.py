@@ -23,7 +23,20 @@ if TYPE_CHECKING:
 __all__ = ["SandboxProcess"]
 
 _KILLED: Final = -signal.SIGKILL
-_NOT_FOUND: Final = "bwrap: execvp {}: No such file or directory\n"
+_NOT_SET_UP: Final = (
+    "bubblewrap could not set the box up, and ended with status {}; what it says is in the command's standard error. "
+    "User namespaces inside of user namespaces have to be allowed, and /proc must not be masked, as container engines "
+    "do unless told: --security-opt systempaths=unconfined"
+)
+_ENDED: Final[Message] = {
+    "event": "ended",
+    "status": _KILLED,
+    "exceeded": None,
+    "usage": {},
+    "set_up": True,
+    "executed": True,
+}
+_NOT_EXECUTED: Final = 127  # as shells have it
 
 
 class SandboxProcess:
@@ -202,7 +215,7 @@ class SandboxProcess:
         """Take in one message of the keeper's."""
         message, _ = wire.receive(self._channel)
         if message is None:  # it was ended from outside, and everything with it
-            message = {"event": "ended", "status": _KILLED, "exceeded": None, "usage": {}, "set_up": True}
+            message = _ENDED
         if "error" in message:
             self._end(_KILLED)
             self._failure = SandboxError(f"the command could not be started: {message['error']}")
@@ -213,14 +226,13 @@ class SandboxProcess:
 
     def _conclude(self, message: Message) -> None:
         self.exceeded = message["exceeded"]
-        self._end(message["status"])
-        self._done = self._finish(self, message)
-        if not message["set_up"] and self.exceeded is None and self.returncode != _KILLED:
-            self._failure = SandboxError(
-                f"bubblewrap could not set the box up, and ended with status {self.returncode}; what it says is in "
-                "the command's standard error. User namespaces inside of user namespaces have to be allowed, and "
-                "/proc must not be masked, as container engines do unless told: --security-opt systempaths=unconfined"
-            )
+        status: int = message["status"]
+        alive = self.exceeded is None and status != _KILLED
+        executed = message["executed"] or not alive or not message["set_up"]
+        self._end(status if executed else _NOT_EXECUTED)
+        self._done = self._finish(self, {**message, "status": self.returncode, "executed": executed})
+        if alive and not message["set_up"]:
+            self._failure = SandboxError(_NOT_SET_UP.format(status))
 
     def _end(self, status: int) -> None:
         self.returncode = status
@@ -231,11 +243,3 @@ class SandboxProcess:
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
-
-    def not_found(self) -> bool:
-        """Tell whether there is no such program in the box, as far as its captured errors say."""
-        if self.returncode != 1 or self._exchange is None or self._files[2] is None:
-            return False
-        said = self._exchange.output(2)
-        said = said.decode(errors="replace") if isinstance(said, bytes) else said
-        return bool(said == _NOT_FOUND.format(self.args[0]))

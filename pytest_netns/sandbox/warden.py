@@ -6,6 +6,7 @@ ended, and ends with the pytest process, however that ends.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
 import os
@@ -112,6 +113,7 @@ def main() -> None:
     with contextlib.suppress(OSError), privilege.raised():
         syscalls.unshare(syscalls.CLONE_NEWNET)  # no test ends it as something that was left in its network
     cgroups.sweep(cgroups.find())
+    codecs.lookup("ascii")  # a keeper that looked for it would load a module of its own
     gc.freeze()  # what keepers never write to, they share
     gc.disable()
     Warden(control).serve()

@@ -9,7 +9,7 @@ from pytest_netns.sandbox import meter
 
 __all__ = ["Watch"]
 
-_FIRST: Final = 0.002  # seconds
+_FIRST: Final = 0.005  # seconds
 _CLOSE: Final = 0.01  # seconds between looks where a limit depends on them
 _CASUAL: Final = 0.05
 _LONGEST: Final = 0.25

@@ -51,6 +51,10 @@ def write_file(data: bytes, name: str) -> int:
 
 def read_file(descriptor: int) -> bytes:
     """Return what is in a file in memory, and close it."""
-    with os.fdopen(descriptor, "rb") as file:
-        file.seek(0)
-        return file.read()
+    data = b""
+    try:
+        while more := os.pread(descriptor, os.fstat(descriptor).st_size - len(data), len(data)):
+            data += more
+    finally:
+        os.close(descriptor)
+    return data

@@ -79,9 +79,28 @@ def test_environment(netns: Any, monkeypatch: pytest.MonkeyPatch, work: Path) ->
 
 
 def test_missing_program(box: Any) -> None:
-    """A program that is not there is an error, as subprocess has it."""
-    with pytest.raises(FileNotFoundError, match="no such program in the box: 'nope'"):
-        box.run(["nope"], capture_output=True)
+    """A program that is not there, or may not be executed, is an error, as subprocess has it, whoever reads errors."""
+    for kwargs in ({}, {"capture_output": True}, {"stderr": subprocess.DEVNULL}, {"stderr": subprocess.STDOUT}):
+        with pytest.raises(FileNotFoundError, match=r"no such program in the box.*: 'nope'"):
+            box.run(["nope"], **kwargs)
+    with pytest.raises(FileNotFoundError, match="no such cwd: 'true'"):
+        box.run(["true"], cwd="nowhere")
+    with pytest.raises(PermissionError, match=r"may not execute the program.*: './file'"):
+        box.run(["./file"], capture_output=True)
+    process = box.popen(["nope"])
+    assert process.wait() == 127
+
+
+def test_missing_program_is_not_faked(box: Any) -> None:
+    """What a command writes does not make it one that could not be executed."""
+    line = "echo 'bwrap: execvp /bin/sh: No such file or directory' >&2; exit 1"
+    assert box.run(["/bin/sh", "-c", line], capture_output=True).returncode == 1
+
+
+def test_missing_program_of_a_coroutine(box: Any) -> None:
+    """``run_async`` has the same error."""
+    with pytest.raises(FileNotFoundError, match="no such program in the box"):
+        asyncio.run(box.run_async(["nope"]))
 
 
 def test_directory(box: Any, work: Path) -> None:
