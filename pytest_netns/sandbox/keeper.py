@@ -14,7 +14,7 @@ import time
 
 from pytest_netns.errors import NetnsError, describe
 from pytest_netns.kernel import confinement, identity, privilege, syscalls
-from pytest_netns.sandbox import bubblewrap, view, wire
+from pytest_netns.sandbox import bubblewrap, prune, view, wire
 from pytest_netns.sandbox.bubblewrap import Program
 from pytest_netns.sandbox.cgroups import Group, Groups
 from pytest_netns.sandbox.command import Command
@@ -59,11 +59,14 @@ def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message,
         meter = Meter(groups)
         syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
         syscalls.setns(mnt_fd, syscalls.CLONE_NEWNS)
-        if owner is None:  # an overlay acts with the rights of who mounted it, and takes more than the tests have
-            privilege.enter_plain_user_namespace()
         program = Program(*message["program"])
         plan = view.plan(View(**{**message["view"], **_tuples(message["view"])}))
         hidden = [(path, os.path.isdir(path)) for path in plan.hidden]
+        prune.own_mounts()
+        prune.prune(plan, (program.path, *program.shown.values()))
+        if owner is None:  # an overlay acts with the rights of who mounted it, and takes more than the tests have
+            privilege.enter_plain_user_namespace()
+            prune.own_mounts()
         stage = Stage(owner, message["disk"])
         plan = stage.set_up(plan, dict(program.shown))
         users, mounts = (os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "mnt"))

@@ -49,7 +49,7 @@ class Stage:
         self._disk = disk
 
     def set_up(self, plan: Plan, shown: dict[str, str]) -> Plan:
-        """Mount everything, in a new mount namespace of the calling process, and return the plan with new sources.
+        """Mount everything, in the calling process's own mount namespace, and return the plan with new sources.
 
         Args:
             plan: the box's file view.
@@ -58,8 +58,6 @@ class Stage:
         Raises:
             SandboxError, KernelError: the kernel refuses one of the mounts.
         """
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         opened = {source: _open(source) for source in (*(bind.source for bind in plan.binds), *shown.values())}
         workdir = None if plan.overlaid is None else _open(plan.overlaid)
         self._mount_disk()

@@ -1,0 +1,70 @@
+"""Take away mounts that no box shows, before bubblewrap copies them all for each command.
+
+It reads the table of mounts once for everything that it mounts, and changes the flags of each: twenty mounts more, as
+a machine with control groups has them in every leaf, cost a command a third of its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from pytest_netns.errors import KernelError
+from pytest_netns.kernel import confinement, privilege, syscalls
+from pytest_netns.kernel.mountinfo import mounts_below
+from pytest_netns.sandbox.view import Plan, is_within
+
+__all__ = ["own_mounts", "prune"]
+
+#: Boxes have a /dev of their own, and nothing here.
+_NEVER_SHOWN = ("/dev", "/sys/fs/cgroup")
+_SYSFS = "/sys"
+
+
+def own_mounts() -> None:
+    """Give the calling process a mount namespace of its own, from which nothing spreads."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+
+def prune(plan: Plan, needed: Iterable[str]) -> None:
+    """Detach what the box covers anyway, in the mount namespace of the calling process, which must be its own.
+
+    Mounts that the kernel holds on to, as those that an ordinary user's namespaces were made with, stay.
+
+    Args:
+        plan: the box's file view; what it shows is kept.
+        needed: other paths to keep.
+    """
+    kept = {*needed, *(bind.source for bind in plan.binds), *((plan.overlaid,) if plan.overlaid else ())}
+    covered = [place for place in (*_NEVER_SHOWN, *plan.covers) if place != "/"]
+    for mount in reversed(mounts_below("/")):
+        if any(is_within(mount.target, place) for place in covered) and mount.target != "/dev":
+            _detach(mount.target, kept)
+    if privilege.is_root() and [mount.target for mount in mounts_below(_SYSFS)].count(_SYSFS) > 1:
+        _uncover(kept)
+
+
+def _detach(target: str, kept: Iterable[str]) -> None:
+    if not any(is_within(path, target) for path in kept):
+        with contextlib.suppress(KernelError):
+            syscalls.umount2(target, syscalls.MNT_DETACH)
+
+
+def _uncover(kept: Iterable[str]) -> None:
+    """Have a leaf's /sys stand alone, without the one below it and all that is mounted there."""
+    if any(is_within(path, _SYSFS) for path in kept):
+        return
+    fd = os.open(_SYSFS, os.O_PATH | os.O_CLOEXEC)
+    try:
+        tree = confinement.open_tree(fd, recursive=True)
+    finally:
+        os.close(fd)
+    try:
+        syscalls.umount2(_SYSFS, syscalls.MNT_DETACH)
+        with contextlib.suppress(KernelError):
+            syscalls.umount2(_SYSFS, syscalls.MNT_DETACH)
+        confinement.move_mount(tree, _SYSFS)
+    finally:
+        os.close(tree)
