@@ -19,7 +19,7 @@ SECRETS = (".ssh/id_rsa", ".aws/credentials", ".netrc", ".git-credentials", ".co
 def test_home_is_read(attempt: Attempt) -> None:
     """Secrets in a home are not there: what every agent sandbox promises first.
 
-    Claude Code's, Codex's documentation.
+    Known from: the Nx packages that had agents gather keys, GHSA-cxm3-wv7p-598c.
     """
     done = attempt(f"""
 home = {str(secret(""))!r}
@@ -32,7 +32,10 @@ print(os.listdir(os.path.expanduser("~")))
 
 
 def test_home_as_working_directory(netns: Any, attempt: Attempt) -> None:
-    """Secrets are covered, too, where the home itself is what the box works in."""
+    """Secrets are covered, too, where the home itself is what the box works in.
+
+    Known from: the same, GHSA-cxm3-wv7p-598c.
+    """
     with netns.sandbox(workdir=secret("")) as box:
         done = attempt(
             f"for name in {SECRETS!r}: tell(name, lambda: open(name).read())\nprint(os.listdir('.'))", box=box
@@ -44,7 +47,7 @@ def test_home_as_working_directory(netns: Any, attempt: Attempt) -> None:
 def test_environment(attempt: Attempt) -> None:
     """Keys in the environment do not get in, not by /proc either.
 
-    CWE-526.
+    Known from: the same, GHSA-cxm3-wv7p-598c, and CWE-526.
     """
     assert "CANARY" in os.environ["OPENAI_API_KEY"]
     done = attempt("""
@@ -59,7 +62,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 def test_delete_everything(attempt: Attempt) -> None:
     """``rm -rf --no-preserve-root /`` deletes what is the box's own, as agents did.
 
-    Replit, July 2025.
+    Known from: the wiper in a prompt of Amazon Q, CVE-2025-8217.
     """
     done = attempt("""
 subprocess.run(["rm", "-rf", "--no-preserve-root", "/"], stderr=subprocess.DEVNULL)
@@ -70,7 +73,10 @@ print("survived")
 
 
 def test_host_is_written(attempt: Attempt, work: Path) -> None:
-    """Nothing outside of the working directory can be written, and that only in appearance."""
+    """Nothing outside of the working directory can be written, and that only in appearance.
+
+    Known from: Codex CVE-2025-59532.
+    """
     done = attempt(f"""
 for path in ("/etc/cron.d/evil", "/usr/bin/evil", "/evil", "/etc/ld.so.preload", {str(secret(".bashrc"))!r} + "/x"):
     tell(path, lambda: open(path, "w"))
@@ -83,7 +89,7 @@ open("file", "w").write("after")
 def test_remount_writable(attempt: Attempt) -> None:
     """A read-only bind is not made writable again.
 
-    Bubblewrap CVE-2020-5291: the rights of its set-up.
+    Known from: Linux CVE-2014-5206.
     """
     done = attempt("""
 call("remount", (165, 40), b"none", b"/", None, 32 | 4096, None)
@@ -101,7 +107,7 @@ call("chroot", (161, 51), b"/tmp")
 def test_shocker(attempt: Attempt) -> None:
     """Files are not opened by handle, past every mount.
 
-    Docker's "shocker", 2014.
+    Known from: Docker's "shocker", 2014.
     """
     done = attempt("""
 handle = ctypes.create_string_buffer(struct.pack("IiQ", 8, 1, 2), 128)
@@ -114,7 +120,7 @@ call("name_to_handle_at", (303, 264), -100, b"/", handle, ctypes.byref(ctypes.c_
 def test_leaked_descriptors(attempt: Attempt) -> None:
     """No descriptor leads out: a leaked one of /sys/fs/cgroup did.
 
-    Runc CVE-2024-21626.
+    Known from: runc CVE-2024-21626.
     """
     held = os.open("/", os.O_RDONLY)
     os.set_inheritable(held, True)
@@ -138,7 +144,7 @@ for fd in range(3, 1024):
 def test_standard_stream_is_reopened(attempt: Attempt, work: Path, stream: str) -> None:
     """A file that a standard stream comes from or goes to is not opened anew for writing.
 
-    Runc CVE-2016-9962, CVE-2019-5736.
+    Known from: runc CVE-2019-5736.
     """
     outside = work.parent / "outside"
     outside.write_text("precious")
@@ -164,7 +170,7 @@ except OSError: pass
 def test_proc_self_exe(attempt: Attempt, box: Any) -> None:
     """The program that starts the box is not overwritten by way of /proc/<pid>/exe.
 
-    Runc CVE-2019-5736.
+    Known from: runc CVE-2019-5736.
     """
     program = Path(shutil.which("bwrap") or "/nonexistent")
     before = program.read_bytes() if program.is_file() else b""
@@ -177,7 +183,10 @@ for pid in ("1", "self", str(os.getppid())):
 
 
 def test_root_of_init(attempt: Attempt) -> None:
-    """The root of the box's init, and its working directory, are the box's."""
+    """The root of the box's init, and its working directory, are the box's.
+
+    Known from: Claude Code's list of forbidden programs, which /proc/self/root led around (Ona, 2026).
+    """
     done = attempt(f"""
 for path in ("/proc/1/root", "/proc/1/cwd", "/proc/1/task/1/root"):
     tell(path, lambda: os.path.exists(path + {str(secret(".netrc"))!r}))
@@ -188,7 +197,7 @@ for path in ("/proc/1/root", "/proc/1/cwd", "/proc/1/task/1/root"):
 def test_link_in_the_way_of_a_mount(netns: Any, attempt: Attempt, work: Path) -> None:
     """A link that a box puts where the next command has a mount leads nowhere.
 
-    Runc CVE-2021-30465, CVE-2025-31133.
+    Known from: runc CVE-2021-30465, flatpak CVE-2024-42472 and CVE-2026-34078.
     """
     (work / "shared" / "inner").mkdir(parents=True)
     options = {"writable": [work / "shared", work / "shared" / "inner"], "overlay": False}
@@ -203,7 +212,7 @@ def test_link_in_the_way_of_a_mount(netns: Any, attempt: Attempt, work: Path) ->
 def test_links_in_the_changes(attempt: Attempt, box: Any, work: Path) -> None:
     """A link is told as a link, and never followed, when changes are read.
 
-    Docker CVE-2018-15664, kubectl cp CVE-2019-11246.
+    Known from: Claude Code CVE-2026-39861, Docker CVE-2018-15664, kubectl cp CVE-2019-11246.
     """
     done = attempt(f"os.symlink({str(secret('.netrc'))!r}, 'link'); os.symlink({str(secret('.ssh'))!r}, 'folder')")
     assert [change.path for change in done.changes] == ["folder", "link"]
@@ -215,7 +224,7 @@ def test_links_in_the_changes(attempt: Attempt, box: Any, work: Path) -> None:
 def test_traps_in_the_changes(attempt: Attempt, box: Any) -> None:
     """Pipes, sockets, locked directories and bottomless ones do not stop whoever reads the changes.
 
-    GNU tar CVE-2016-6321 and its kin.
+    Known from: systemd-tmpfiles CVE-2021-3997.
     """
     done = attempt("""
 os.mkfifo("pipe")
@@ -235,7 +244,7 @@ for _ in range(3000):
 def test_setuid_is_left(netns: Any, attempt: Attempt, work: Path) -> None:
     """No file is left outside that changes who runs it.
 
-    Runc CVE-2016-3697; LXC CVE-2015-1335.
+    Known from: Docker CVE-2021-41091, containerd CVE-2021-41103.
     """
     with netns.sandbox(workdir=work, overlay=False) as box:
         done = attempt(
@@ -257,7 +266,7 @@ for mode in (0o4755, 0o2755, 0o6755):
 def test_setuid_programs(attempt: Attempt) -> None:
     """Programs that are setuid give nothing.
 
-    Firejail CVE-2022-31214; sudo CVE-2021-3156.
+    Known from: firejail CVE-2022-31214.
     """
     done = attempt("""
 for program in ("/bin/su", "/usr/bin/passwd", "/usr/bin/sudo", "/usr/bin/mount"):
@@ -275,14 +284,20 @@ tell("device", lambda: os.mknod("disk", 0o060600, os.makedev(254, 0)))
 
 
 def test_devices(attempt: Attempt) -> None:
-    """There are no devices but the harmless ones."""
+    """There are no devices but the harmless ones.
+
+    Known from: runc CVE-2025-52565.
+    """
     done = attempt("print(sorted(os.listdir('/dev'))); tell('write', lambda: open('/dev/evil', 'w'))")
     assert not {"kvm", "fuse", "mem", "vda", "sda", "vsock", "net"} & set(done.stdout.split("'"))
     assert "write: EROFS" in done.stdout
 
 
 def test_sockets_by_path(netns: Any, attempt: Attempt, work: Path) -> None:
-    """Sockets in /run and /tmp, Docker's, the ssh agent's, D-Bus's, X11's, are not there."""
+    """Sockets in /run and /tmp, Docker's, the ssh agent's, D-Bus's, X11's, are not there.
+
+    Known from: flatpak CVE-2021-21261 (D-Bus), snapd CVE-2019-7304.
+    """
     server = socket.socket(socket.AF_UNIX)
     path = work.parent / "agent.sock"
     server.bind(str(path))

@@ -14,7 +14,7 @@ from boxes import Attempt
 def test_new_namespaces(attempt: Attempt) -> None:
     """No new user namespace, and none of another kind.
 
-    CVE-2022-0185, CVE-2022-25636, CVE-2023-0386 all began with one.
+    Known from: CVE-2022-0185, CVE-2022-25636 and CVE-2023-0386, which all began with one.
     """
     done = attempt("""
 for bit in (0x10000000, 0x20000, 0x40000000, 0x20000000, 0x8000000, 0x4000000, 0x2000000, 0x80):
@@ -28,7 +28,7 @@ call("setns", (308, 268), 0, 0)
 def test_namespaces_by_clone3(attempt: Attempt) -> None:
     """clone3(2), the flags of which no filter sees, is as if it did not exist.
 
-    Flatpak CVE-2021-41133.
+    Known from: flatpak CVE-2021-41133.
     """
     done = attempt("""
 arguments = struct.pack("QQQQQQQQQQQ", 0x10000000, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, 0)
@@ -41,7 +41,7 @@ if result == 0: os._exit(0)
 def test_mounts_by_the_new_calls(attempt: Attempt) -> None:
     """The newer mount calls are refused as the older are; filters that knew the old ones only let them pass.
 
-    CVE-2021-41133.
+    Known from: flatpak CVE-2021-41133.
     """
     done = attempt("""
 for number in (428, 429, 430, 431, 432, 433, 442):
@@ -56,7 +56,7 @@ call("unborn", 999, 0, 0, 0, 0, 0)
 def test_terminal_input(attempt: Attempt) -> None:
     """No input is pushed into a terminal: TIOCSTI, also with high bits set.
 
-    Bubblewrap CVE-2017-5226, flatpak CVE-2019-10063.
+    Known from: bubblewrap CVE-2017-5226, flatpak CVE-2019-10063.
     """
     main, terminal = os.openpty()
     try:
@@ -79,7 +79,7 @@ tell("tty", lambda: open("/dev/tty"))
 def test_core_pattern(attempt: Attempt) -> None:
     """Kernel settings are not written, that which starts a program outside least of all.
 
-    CVE-2022-0811, "cr8escape".
+    Known from: CRI-O CVE-2022-0811, "cr8escape".
     """
     before = Path("/proc/sys/kernel/core_pattern").read_text()
     done = attempt("""
@@ -94,7 +94,7 @@ for path in ("kernel/core_pattern", "kernel/modprobe", *others):
 def test_sysrq(attempt: Attempt) -> None:
     """The machine is not rebooted or crashed by a file.
 
-    Docker's masked paths are for this.
+    Known from: runc CVE-2025-31133 and CVE-2025-52881.
     """
     done = attempt("""
 sys_files = ("/sys/power/state", "/sys/kernel/uevent_helper")
@@ -109,7 +109,7 @@ call("reboot", (169, 142), 0xfee1dead, 672274793, 0x1234567, 0)
 def test_release_agent(attempt: Attempt) -> None:
     """No control group is mounted, and no release_agent set, to be run outside.
 
-    CVE-2022-0492.
+    Known from: Linux CVE-2022-0492.
     """
     done = attempt("""
 call("mount", (165, 40), b"cgroup", b"/tmp", b"cgroup", 0, b"memory")
@@ -124,7 +124,7 @@ for root, _, files in os.walk("/sys"):
 def test_overlay_in_user_namespace(attempt: Attempt) -> None:
     """No overlay is mounted in a namespace of one's own.
 
-    CVE-2021-3493, CVE-2023-0386, CVE-2023-2640.
+    Known from: Linux CVE-2021-3493, CVE-2023-0386, CVE-2023-2640.
     """
     done = attempt("""
 pid = os.fork()
@@ -141,7 +141,7 @@ call("mount", (165, 40), b"overlay", b"/tmp", b"overlay", 0, b"lowerdir=/etc,upp
 def test_keyrings(attempt: Attempt) -> None:
     """Keys, which no namespace keeps apart, are out of reach.
 
-    CVE-2014-9529, CVE-2016-0728; Docker blocks them for that.
+    Known from: Linux CVE-2014-9529, CVE-2016-0728.
     """
     done = attempt("""
 call("add_key", (248, 217), b"user", b"evil", b"x", 1, -4)
@@ -156,7 +156,7 @@ tell("keys", lambda: open("/proc/keys").read())
 def test_io_uring(attempt: Attempt) -> None:
     """io_uring, by which files and sockets are used past a filter, does not exist.
 
-    CVE-2021-41073, CVE-2022-29582, CVE-2023-2598.
+    Known from: Linux CVE-2021-41073, CVE-2022-29582, CVE-2023-2598.
     """
     done = attempt("call('setup', 425, 8, b'\\0' * 120); call('enter', 426, 0); call('register', 427, 0)")
     assert done.stdout.count("ENOSYS") == 3
@@ -165,7 +165,7 @@ def test_io_uring(attempt: Attempt) -> None:
 def test_bpf_and_perf(attempt: Attempt) -> None:
     """No programs in the kernel, no performance events, no page faults of one's own, no modules, no other kernel.
 
-    CVE-2020-8835, CVE-2021-3490, CVE-2023-2163 (BPF); CVE-2013-2094 (events).
+    Known from: Linux CVE-2020-8835, CVE-2021-3490, CVE-2023-2163 (BPF), CVE-2013-2094 (events).
     """
     done = attempt("""
 call("bpf", (321, 280), 0, b"\\0" * 72, 72)
@@ -182,7 +182,7 @@ call("syslog", (103, 116), 3, b"\\0" * 64, 64)
 def test_exotic_sockets(attempt: Attempt) -> None:
     """Only Unix, TCP, UDP and ping: no AF_VSOCK to the hypervisor's host, no AF_PACKET, AF_ALG, SCTP, raw.
 
-    CVE-2020-14386 (AF_PACKET), CVE-2019-8912 (AF_ALG), CVE-2021-43267 (TIPC), CVE-2010-3904 (RDS), CVE-2020-13401.
+    Known from: Linux CVE-2020-14386 (AF_PACKET), CVE-2019-8912 (AF_ALG), CVE-2021-43267 (TIPC), CVE-2010-3904 (RDS).
     """
     done = attempt("""
 for name in ("VSOCK", "PACKET", "ALG", "BLUETOOTH", "CAN", "TIPC", "RDS"):
@@ -198,7 +198,10 @@ for protocol in (4, 9, 12, 16): tell("netlink", lambda: socket.socket(socket.AF_
 
 
 def test_network_is_changed(attempt: Attempt) -> None:
-    """Interfaces can be read of and not changed, neither by netlink nor by ioctl: no route leads around the gateway."""
+    """Interfaces can be read of and not changed, neither by netlink nor by ioctl: no route leads around the gateway.
+
+    Known from: Docker CVE-2020-13401.
+    """
     done = attempt("""
 import fcntl
 def ask(kind, flags, body):
@@ -220,7 +223,7 @@ tell("transparent", lambda: control.setsockopt(0, 19, 1))
 def test_other_abi(attempt: Attempt) -> None:
     """System calls of another ABI, of which the filter knows nothing, end the program.
 
-    CVE-2009-0835.
+    Known from: Linux CVE-2009-0835.
     """
     if os.uname().machine != "x86_64":
         pytest.skip("x32 and i386 are x86_64's")
@@ -232,7 +235,7 @@ def test_other_abi(attempt: Attempt) -> None:
 def test_ptrace(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
     """No process is traced, read or raided for descriptors, whatever its number.
 
-    CVE-2022-30594; bubblewrap CVE-2020-5291.
+    Known from: Linux CVE-2022-30594, bubblewrap CVE-2020-5291.
     """
     done = attempt(f"""
 for pid in (1, os.getppid(), {victim.pid}):
@@ -247,7 +250,10 @@ tell("mem", lambda: open(f"/proc/{victim.pid}/mem", "r+b").read(1))
 
 
 def test_clock_and_names(attempt: Attempt) -> None:
-    """Neither the clock nor the machine's name is set."""
+    """Neither the clock nor the machine's name is set.
+
+    Known from: the calls that Docker's default seccomp profile refuses, each with its reason.
+    """
     name = socket.gethostname()
     done = attempt("""
 call("settimeofday", (164, 170), b"\\0" * 16, None)

@@ -14,7 +14,7 @@ from boxes import PYTHON, Attempt, new_mark, none_left
 def test_fork_bomb(attempt: Attempt, netns: Any, work: Path) -> None:
     """A fork bomb gets as many processes as it may have, and the machine goes on.
 
-    CWE-400; every container guide.
+    Known from: moby/moby#6479.
     """
     with netns.sandbox(workdir=work, pids=20, timeout=4) as box:
         done = attempt(
@@ -36,7 +36,10 @@ while True:
 
 
 def test_memory_bomb(attempt: Attempt, netns: Any, work: Path) -> None:
-    """Memory that is used beyond the limit ends the command, and says so."""
+    """Memory that is used beyond the limit ends the command, and says so.
+
+    Known from: daytonaio/daytona#4489, where it did not say so.
+    """
     with netns.sandbox(workdir=work, memory="64M") as box:
         done = attempt("held = []\nwhile True: held.append(b'x' * (1 << 20))", box=box)
         assert done.returncode != 0
@@ -63,7 +66,10 @@ time.sleep(30)
 
 
 def test_memory_of_nobody(attempt: Attempt, netns: Any, work: Path) -> None:
-    """Memory that belongs to no process counts, or is not to be had."""
+    """Memory that belongs to no process counts, or is not to be had.
+
+    Known from: Linux CVE-2021-3759.
+    """
     with netns.sandbox(workdir=work, memory="64M", timeout=10) as box:
         done = attempt(
             """
@@ -80,7 +86,10 @@ print("HELD")
 
 @pytest.mark.parametrize("where", ["~", "/tmp", ".", "/dev/shm", "/run", "/var/tmp"])
 def test_disk_bomb(attempt: Attempt, netns: Any, work: Path, where: str) -> None:
-    """Nowhere can more be written than the limit says."""
+    """Nowhere can more be written than the limit says.
+
+    Known from: Kubernetes CVE-2020-8557.
+    """
     with netns.sandbox(workdir=work, disk="8M", file_size=None) as box:
         done = attempt(
             f"""
@@ -95,7 +104,10 @@ for n in range(64):
 
 
 def test_inode_bomb(attempt: Attempt, netns: Any, work: Path) -> None:
-    """Empty files run out, too."""
+    """Empty files run out, too.
+
+    Known from: google/cadvisor#1422.
+    """
     with netns.sandbox(workdir=work, disk="1M") as box:
         done = attempt(
             """
@@ -110,7 +122,10 @@ except OSError as error: print(errno.errorcode[error.errno], n)
 
 
 def test_log_bomb_captured(box: Any) -> None:
-    """10 GB to standard output end early, and take no memory of the test's."""
+    """10 GB to standard output end early, and take no memory of the test's.
+
+    Known from: containerd CVE-2022-31030.
+    """
     began = time.monotonic()
     done = box.run(["sh", "-c", "head -c 10G /dev/zero"], capture_output=True)
     assert done.exceeded == "output"
@@ -119,7 +134,10 @@ def test_log_bomb_captured(box: Any) -> None:
 
 
 def test_log_bomb_inherited(box: Any, tmp_path: Path) -> None:
-    """10 GB to a file that standard output goes to end as early."""
+    """10 GB to a file that standard output goes to end as early.
+
+    Known from: moby/moby#8911.
+    """
     with (tmp_path / "log").open("wb") as log:
         done = box.run(
             ["sh", "-c", "head -c 10G /dev/zero; head -c 10G /dev/zero >&2"], stdout=log, stderr=subprocess.STDOUT
@@ -161,7 +179,10 @@ tell("open", lambda: [os.open("/dev/null", 0) for _ in range(200)])
 
 
 def test_sleeping_past_its_time(netns: Any, work: Path) -> None:
-    """A command that takes longer than it may is ended, whatever it waits for, and so are its children."""
+    """A command that takes longer than it may is ended, whatever it waits for, and so are its children.
+
+    Known from: openai/codex#5229.
+    """
     mark = new_mark()
     with netns.sandbox(workdir=work, timeout=0.5) as box:
         began = time.monotonic()
@@ -180,7 +201,10 @@ def test_sleeping_past_its_time(netns: Any, work: Path) -> None:
 
 
 def test_nobody_waits(netns: Any, work: Path) -> None:
-    """The time of a command that nobody waits for runs out as well."""
+    """The time of a command that nobody waits for runs out as well.
+
+    Known from: anthropics/claude-code#84647.
+    """
     mark = new_mark()
     with netns.sandbox(workdir=work, timeout=0.5) as box:
         process = box.popen([PYTHON, "-c", "import time; time.sleep(60)", mark])
@@ -191,7 +215,10 @@ def test_nobody_waits(netns: Any, work: Path) -> None:
 
 
 def test_processor_hog(attempt: Attempt, netns: Any, work: Path) -> None:
-    """Four busy processes get no more than the one processor that they may use."""
+    """Four busy processes get no more than the one processor that they may use.
+
+    Known from: "Houdini's Escape: Breaking the Resource Rein of Linux Control Groups", CCS 2019.
+    """
     with netns.sandbox(workdir=work, cpu=1.0) as box:
         done = attempt(
             """

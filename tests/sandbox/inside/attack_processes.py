@@ -27,7 +27,7 @@ def mark() -> str:
 def test_outside_is_seen(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
     """No process but the box's own is in /proc.
 
-    Firejail CVE-2022-31214 went by others' /proc entries.
+    Known from: tj-actions/changed-files CVE-2025-30066, which read other processes' memory.
     """
     done = attempt(
         "print([int(name) for name in os.listdir('/proc') if name.isdigit()])\n"
@@ -63,7 +63,10 @@ print("init:", open("/proc/1/stat").read().split()[2])
 
 
 def test_parent_is_stopped(attempt: Attempt) -> None:
-    """A command that stops its parent is told no, or stops its own box's processes only, which its time ends."""
+    """A command that stops its parent is told no, or stops its own box's processes only, which its time ends.
+
+    Known from: anthropics/claude-code#45717, where the agent got its command's signal.
+    """
     done = attempt(
         """
 tell("parent", lambda: os.kill(os.getppid(), signal.SIGSTOP))
@@ -77,7 +80,10 @@ print("ran on")
 
 
 def test_daemon(attempt: Attempt, mark: str) -> None:
-    """A double fork with a session of its own ends with the command."""
+    """A double fork with a session of its own ends with the command.
+
+    Known from: containers/bubblewrap#529.
+    """
     done = attempt(f"""
 if not os.fork():
     os.setsid()
@@ -96,7 +102,10 @@ print("left it")
 
 
 def test_deaf_to_sigterm(box: Any, mark: str) -> None:
-    """A command that ignores SIGTERM is ended by kill(), with all that it has started."""
+    """A command that ignores SIGTERM is ended by kill(), with all that it has started.
+
+    Known from: openai/codex#5258.
+    """
     program = f"{PRELUDE}\nsignal.signal(15, signal.SIG_IGN)\nos.fork()\nprint('up', flush=True)\ntime.sleep(600)"
     process = box.popen([PYTHON, "-c", program, mark], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
@@ -110,7 +119,10 @@ def test_deaf_to_sigterm(box: Any, mark: str) -> None:
 
 
 def test_box_is_closed(netns: Any, work: Path, mark: str) -> None:
-    """Whatever runs in a box when it is closed is dead then."""
+    """Whatever runs in a box when it is closed is dead then.
+
+    Known from: containers/bubblewrap#105.
+    """
     box = netns.sandbox(workdir=work)
     program = f"{PRELUDE}\nfor _ in range(5): os.fork()\nprint('up', flush=True)\ntime.sleep(600)"
     process = box.popen([PYTHON, "-c", program, mark], stdout=subprocess.PIPE)
@@ -121,7 +133,10 @@ def test_box_is_closed(netns: Any, work: Path, mark: str) -> None:
 
 
 def test_keeper_is_killed(netns: Any, work: Path, mark: str) -> None:
-    """If the process that keeps the box dies, so does the box; the next one is as good as new."""
+    """If the process that keeps the box dies, so does the box; the next one is as good as new.
+
+    Known from: containers/bubblewrap#633.
+    """
     box = netns.sandbox(workdir=work)
     process = box.popen(
         [PYTHON, "-c", "import time; print('up', flush=True); time.sleep(600)", mark], stdout=subprocess.PIPE
@@ -141,7 +156,7 @@ def test_keeper_is_killed(netns: Any, work: Path, mark: str) -> None:
 def test_abstract_sockets(attempt: Attempt) -> None:
     """An abstract Unix socket of the test's own, which its network would let through, is out of reach.
 
-    CVE-2020-15257, containerd-shim.
+    Known from: containerd CVE-2020-15257.
     """
     if not confinement.has_scopes():
         pytest.skip("this takes Landlock's scopes, from Linux 6.12 on")
@@ -158,7 +173,10 @@ def test_abstract_sockets(attempt: Attempt) -> None:
 
 
 def test_descriptors_are_passed(attempt: Attempt, box: Any) -> None:
-    """SCM_RIGHTS passes descriptors within a box, and there is nobody outside to pass one."""
+    """SCM_RIGHTS passes descriptors within a box, and there is nobody outside to pass one.
+
+    Known from: containerd CVE-2020-15257.
+    """
     done = attempt("""
 a, b = socket.socketpair()
 socket.send_fds(a, [b"x"], [0])
@@ -191,7 +209,7 @@ print(open("/proc/sysvipc/shm").read().count("\\n"), open("/proc/sysvipc/msg").r
 def test_user_inside_is_nobody(attempt: Attempt, netns: Any, work: Path) -> None:
     """Root inside is nobody of consequence outside.
 
-    CVE-2019-5736 needed it to be root.
+    Known from: runc CVE-2019-5736, which took root's rights outside.
     """
     with netns.sandbox(workdir=work, uid=0) as box:
         done = attempt(
@@ -217,7 +235,10 @@ tell("chown", lambda: os.chown("file", 1, 1))
 
 
 def test_priority(attempt: Attempt) -> None:
-    """A command takes no priority over others, nor real-time scheduling, nor its oom score back."""
+    """A command takes no priority over others, nor real-time scheduling, nor its oom score back.
+
+    Known from: kata-containers/kata-containers#1114, where the agent went first when memory ran out.
+    """
     done = attempt("""
 tell("nice", lambda: os.nice(-10))
 tell("fifo", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)))
