@@ -95,15 +95,17 @@ def _exec(program: str, command: list[str], descriptors: list[int]) -> NoReturn:
 @contextlib.contextmanager
 def _expendable() -> Iterator[None]:
     """Have what is started here be the first to go: it inherits that, before it can start something itself."""
-    fd = os.open(_OOM_SCORE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        before = os.pread(fd, 16, 0)
-        _adjust(fd, _OOM_FIRST)
-        try:
-            yield
-        finally:
-            _adjust(fd, before)
+        fd = os.open(_OOM_SCORE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    before = os.pread(fd, 16, 0)
+    _adjust(fd, _OOM_FIRST)
+    try:
+        yield
     finally:
+        _adjust(fd, before)
         os.close(fd)
 
 
