@@ -9,13 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pytest_netns.namespace import settle_streams
-from pytest_netns.sandbox.box import checked
 from pytest_netns.sandbox.streams import Text
 
 if TYPE_CHECKING:
-    from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.done import Done
     from pytest_netns.sandbox.process import SandboxProcess
+    from pytest_netns.sandbox.running import Runner
 
 __all__ = ["AsyncProcess", "run"]
 
@@ -41,7 +40,7 @@ class AsyncProcess:
         asyncio.get_running_loop().add_reader(process.fileno(), self._hear, process.fileno())
 
     @classmethod
-    async def start(cls, box: Sandbox, args: Any, **kwargs: Any) -> AsyncProcess:
+    async def start(cls, box: Runner, args: Any, **kwargs: Any) -> AsyncProcess:
         """Start a command; arguments are those of ``Sandbox.popen``, except that pipes carry bytes."""
         self = cls(box.popen(args, **kwargs))
         process, loop = self._process, asyncio.get_running_loop()
@@ -167,7 +166,7 @@ class _Room:
 
 
 async def run(
-    box: Sandbox,
+    box: Runner,
     args: Any,
     *,
     input: Any = None,  # noqa: A002 - the name that subprocess.run gives it
@@ -200,4 +199,4 @@ async def run(
         process.close()
     done = process.done
     done.stdout, done.stderr = (None if data is None else form.decode(data) for data in (output, failed))
-    return checked(done, check=check)
+    return done.checked(check=check)

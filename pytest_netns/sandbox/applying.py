@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import IO, Final
 
 from pytest_netns.errors import SandboxError
-from pytest_netns.sandbox import snapshot
+from pytest_netns.sandbox import strange
 from pytest_netns.sandbox.changes import Change
 from pytest_netns.sandbox.snapshot import ABSENT, DIRECTORY, FILE, LINK
 
@@ -55,7 +55,7 @@ def _refuse_escape(change: Change) -> None:
 
 
 def _remove(base: int, change: Change) -> None:
-    directory, name = snapshot.opened_parent(base, change.path)
+    directory, name = strange.opened_parent(base, change.path)
     try:
         with contextlib.suppress(FileNotFoundError):
             (os.rmdir if change.before.kind == DIRECTORY else os.unlink)(name, dir_fd=directory)
@@ -64,7 +64,7 @@ def _remove(base: int, change: Change) -> None:
 
 
 def _put(upper: int, base: int, change: Change) -> None:
-    directory, name = snapshot.opened_parent(base, change.path)
+    directory, name = strange.opened_parent(base, change.path)
     mode = change.after.mode & 0o777
     try:
         if change.after.kind == LINK:
@@ -84,9 +84,9 @@ def _put(upper: int, base: int, change: Change) -> None:
 
 def _opened(upper: int, path: str) -> IO[bytes]:
     """Open a file of the box's; its mode may forbid its owner to read it."""
-    directory, name = snapshot.opened_parent(upper, path)
+    directory, name = strange.opened_parent(upper, path)
     try:
-        fd = snapshot.opened(directory, name)
+        fd = strange.opened(directory, name)
     finally:
         os.close(directory)
     if fd is None:

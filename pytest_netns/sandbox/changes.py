@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from pytest_netns.sandbox import snapshot
+from pytest_netns.sandbox import strange
 from pytest_netns.sandbox.snapshot import ABSENT, DIRECTORY, FILE, LINK, Entry, Snapshot
 
 __all__ = ["CREATED", "DELETED", "MODIFIED", "Change", "between"]
@@ -63,7 +63,7 @@ def between(before: Snapshot, after: Snapshot, base: int) -> list[Change]:
     """
     paths = {*before.touched, *after.touched}
     for covered in {*before.covering(), *after.covering()}:
-        paths.update(snapshot.below(base, covered))
+        paths.update(strange.below(base, covered))
     changes = []
     for path in sorted(paths):
         old, new = before.look(path, base), after.look(path, base)

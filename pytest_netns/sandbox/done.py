@@ -93,15 +93,21 @@ class Done(subprocess.CompletedProcess[Any]):
         sent, received = sum(flow.sent for flow in flows), sum(flow.received for flow in flows)
         return replace(self._usage, sent=sent, received=received)
 
-    def check_executed(self) -> None:
-        """Raise what ``subprocess`` raises of a command that could not be executed.
+    def checked(self, *, check: bool) -> Done:
+        """Return itself, unless that has to be an error, as for ``subprocess.run``.
+
+        Args:
+            check: whether an exit status other than 0 is one.
 
         Raises:
+            CalledProcessError: it has failed, and ``check`` was said.
             FileNotFoundError: there is no such program, or no such directory to start it in.
             PermissionError: it may not be executed, as far as captured errors tell.
         """
         if self._executed:
-            return
+            if check:
+                self.check_returncode()
+            return self
         program = self.args if isinstance(self.args, (str, os.PathLike)) else self.args[0]
         if os.strerror(errno.EACCES) in f"{self.stderr!r}":
             raise PermissionError(errno.EACCES, "the box may not execute the program, or not enter its cwd", program)

@@ -16,7 +16,7 @@ from pytest_netns.sandbox.streams import OnOutput, Text
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from pytest_netns.sandbox.box import Sandbox
+    from pytest_netns.sandbox.running import Runner
 
 __all__ = ["Shell"]
 
@@ -32,7 +32,7 @@ class Shell:
     standard input empty. Output comes as text.
     """
 
-    def __init__(self, box: Sandbox, program: str = "/bin/bash", **kwargs: Any) -> None:
+    def __init__(self, box: Runner, program: str = "/bin/bash", **kwargs: Any) -> None:
         """Start it; other arguments are those of ``box.popen``."""
         self._args = [program, *(["--noprofile", "--norc"] if os.path.basename(program) == "bash" else [])]
         self._timeout = box.timeout

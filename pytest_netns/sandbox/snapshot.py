@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from pytest_netns.sandbox.strange import Inner, opened, opened_directory, opened_parent, readable
+
 __all__ = [
     "ABSENT",
     "DIRECTORY",
@@ -22,10 +24,7 @@ __all__ = [
     "OTHER",
     "Entry",
     "Snapshot",
-    "below",
     "entry_at",
-    "opened",
-    "opened_parent",
 ]
 
 FILE, DIRECTORY, LINK, OTHER, ABSENT = "file", "directory", "link", "other", "absent"
@@ -33,8 +32,6 @@ FILE, DIRECTORY, LINK, OTHER, ABSENT = "file", "directory", "link", "other", "ab
 _OPAQUE: Final = "user.overlay.opaque"
 _KEPT: Final = 1 << 20  # bytes of a file that are kept; of a longer one, its hash is
 _LONGEST: Final = 4000  # bytes of a path that is looked into
-_LOOK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Entry(NamedTuple):
@@ -111,21 +108,9 @@ def _parents(path: str) -> Iterator[str]:
 _Found = tuple[str, Entry, "tuple[int, int, int] | None"]
 
 
-class _Inner(NamedTuple):
-    """An open directory, and the mode to give it back once it has been looked into."""
-
-    fd: int
-    mode: int | None = None
-
-    def close(self) -> None:
-        if self.mode is not None:
-            os.chmod(f"/proc/self/fd/{self.fd}", self.mode)
-        os.close(self.fd)
-
-
 def _walk(root: int, known: dict[tuple[int, int, int], Entry]) -> Iterator[_Found]:
     """Yield what is below a directory, not deeper than paths may be long."""
-    waiting = [(_Inner(os.dup(root)), "")]
+    waiting = [(Inner(os.dup(root)), "")]
     try:
         while waiting:
             directory, prefix = waiting.pop()
@@ -146,11 +131,11 @@ def _walk(root: int, known: dict[tuple[int, int, int], Entry]) -> Iterator[_Foun
 
 def _read(
     directory: int, name: str, known: dict[tuple[int, int, int], Entry], *, deeper: bool
-) -> tuple[Entry, tuple[int, int, int] | None, _Inner | None]:
+) -> tuple[Entry, tuple[int, int, int] | None, Inner | None]:
     seen = os.stat(name, dir_fd=directory, follow_symlinks=False)
     mode = stat.S_IMODE(seen.st_mode)
     if stat.S_ISDIR(seen.st_mode):
-        inner = _inner(directory, name) if deeper else None
+        inner = opened_directory(directory, name) if deeper else None
         return Entry(DIRECTORY, mode, opaque=inner is not None and _is_opaque(inner.fd)), None, inner
     if not stat.S_ISREG(seen.st_mode):
         return _special(directory, name, seen), None, None
@@ -180,66 +165,11 @@ def _file(mode: int, fd: int | None) -> Entry:
         return Entry(FILE, mode, digest=digest.digest())
 
 
-def opened(directory: int, name: str) -> int | None:
-    """Open a file of the box's for reading, even where its mode forbids that to its owner; None if that fails."""
-    inner = _unlocked(directory, name, 0)
-    if inner is None:
-        return None
-    if inner.mode is not None:
-        os.chmod(f"/proc/self/fd/{inner.fd}", inner.mode)
-    return inner.fd
-
-
-def _inner(directory: int, name: str) -> _Inner | None:
-    """Open a directory of the box's, even where its mode forbids that to its owner; None if that fails."""
-    inner = _unlocked(directory, name, os.O_DIRECTORY)
-    if inner is not None and inner.mode is None and not os.access(f"/proc/self/fd/{inner.fd}", os.R_OK | os.X_OK):
-        mode = stat.S_IMODE(os.fstat(inner.fd).st_mode)
-        os.chmod(f"/proc/self/fd/{inner.fd}", 0o700)
-        return _Inner(inner.fd, mode)
-    return inner
-
-
-def _unlocked(directory: int, name: str, flags: int) -> _Inner | None:
-    """Open what is really there, and tell which mode it had if that had to be changed."""
-    with contextlib.suppress(OSError):
-        try:
-            return _Inner(os.open(name, _LOOK | flags, dir_fd=directory))
-        except PermissionError:
-            pass
-        handle = os.open(name, _PATH | flags, dir_fd=directory)
-        itself = f"/proc/self/fd/{handle}"
-        try:
-            mode = stat.S_IMODE(os.fstat(handle).st_mode)
-            os.chmod(itself, 0o700)
-            return _Inner(os.open(itself, (_LOOK | flags) & ~os.O_NOFOLLOW), mode)
-        finally:
-            os.close(handle)
-    return None
-
-
 def _is_opaque(directory: int) -> bool:
     try:
         return os.getxattr(directory, _OPAQUE) == b"y"
     except OSError:
         return False
-
-
-def opened_parent(root: int, path: str) -> tuple[int, str]:
-    """Open the directory that a path is in, following no link on the way down, and return it and the last name.
-
-    Raises:
-        OSError: there is no such directory.
-    """
-    *above, name = path.split("/")
-    directory = os.dup(root)
-    for part in above:
-        try:
-            below = os.open(part, _PATH | os.O_DIRECTORY, dir_fd=directory)
-        finally:
-            os.close(directory)
-        directory = below
-    return directory, name
 
 
 def entry_at(root: int, path: str) -> Entry:
@@ -254,50 +184,8 @@ def entry_at(root: int, path: str) -> Entry:
             return Entry(DIRECTORY, stat.S_IMODE(seen.st_mode))
         if not stat.S_ISREG(seen.st_mode):
             return _special(directory, name, seen)
-        return _file(stat.S_IMODE(seen.st_mode), _readable(directory, name))
+        return _file(stat.S_IMODE(seen.st_mode), readable(directory, name))
     except OSError:
         return NOTHING
     finally:
         os.close(directory)
-
-
-def _readable(directory: int, name: str) -> int | None:
-    try:
-        return os.open(name, _LOOK, dir_fd=directory)
-    except OSError:
-        return None
-
-
-def below(root: int, path: str) -> Iterator[str]:
-    """Yield the paths of everything below a path of a real directory, itself not included."""
-    try:
-        directory, name = opened_parent(root, path)
-    except OSError:
-        return
-    try:
-        top = os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=directory)
-    except OSError:
-        return
-    finally:
-        os.close(directory)
-    try:
-        for inner in _names(top):
-            yield f"{path}/{inner}"
-    finally:
-        os.close(top)
-
-
-def _names(root: int) -> Iterator[str]:
-    """Yield the paths below a directory, without a look into files."""
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        with contextlib.suppress(OSError):
-            directory = os.open(f"./{prefix}", _LOOK | os.O_DIRECTORY, dir_fd=root)
-            try:
-                for one in os.scandir(directory):
-                    yield f"{prefix}{one.name}"
-                    if one.is_dir(follow_symlinks=False):
-                        waiting.append(f"{prefix}{one.name}/")
-            finally:
-                os.close(directory)
