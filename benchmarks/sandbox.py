@@ -8,8 +8,8 @@ The parts:
               or the 800 ms that Docker publishes for starting a container
     first     the same with the making of the box
     idle      what a box that runs nothing adds to the processes' proportional set size
-    files     git status on a tree of 10,000 files, in a box and outside: behind an overlay, and with overlay=False. An
-              overlay's files are new ones to git, which reads them all the first time; that is a row of its own
+    files     git status on a tree of 10,000 files, in a box and outside: behind an overlay, and with overlay=False. The
+              first one has each file looked up in the overlay for the first time, and is a row of its own
 
 What is compared takes turns, and who is first changes, so that a machine that slows down slows both; of the turns in a
 round, the median counts, or the least for git status, which other programs disturb most. A row gives the median over
