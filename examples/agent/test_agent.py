@@ -96,3 +96,12 @@ def test_injected_removal_stays_inside(box: Sandbox, project: Path, host: str) -
 
     box.discard()
     assert box.run(["cat", "greeting.py"], capture_output=True, text=True).stdout == BEFORE
+
+
+def test_what_it_has_used(box: Sandbox, host: str) -> None:
+    """What a command has used is told with its outcome, bytes over the network included."""
+    done = box.run(["curl", "--silent", f"http://{host}/style.txt"], capture_output=True, check=True)
+    assert done.usage.received > len(done.stdout)  # the answer has a header
+    assert done.usage.sent > 0
+    assert min(done.usage.memory, done.usage.cpu_time, done.usage.processes, done.usage.written) > 0
+    assert done.exceeded is None
