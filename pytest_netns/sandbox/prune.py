@@ -47,14 +47,14 @@ def prune(plan: Plan, needed: Iterable[str]) -> None:
 
 
 def _detach(target: str, kept: Iterable[str]) -> None:
-    if not any(is_within(path, target) for path in kept):
+    if not any(is_within(path, target) or is_within(target, path) for path in kept):
         with contextlib.suppress(KernelError):
             syscalls.umount2(target, syscalls.MNT_DETACH)
 
 
 def _uncover(kept: Iterable[str]) -> None:
     """Have a leaf's /sys stand alone, without the one below it and all that is mounted there."""
-    if any(is_within(path, _SYSFS) for path in kept):
+    if any(is_within(path, _SYSFS) or is_within(_SYSFS, path) for path in kept):
         return
     fd = os.open(_SYSFS, os.O_PATH | os.O_CLOEXEC)
     try:

@@ -151,6 +151,20 @@ def test_paths(netns: Any, tree: Path, tmp_path_factory: pytest.TempPathFactory)
     assert done.changes == []
 
 
+def test_mounts(netns: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Mounts that a box does not show are not beside it; those in what it shows, hidden files for one, stay."""
+    shown, other = (tmp_path_factory.mktemp(name) for name in ("shown", "other"))
+    (shown / "inner").mkdir()
+    netns.tmpfs(shown / "inner")
+    netns.tmpfs(other)
+    with netns.sandbox(readonly=[shown]) as box:
+        mounted = {line.split()[4] for line in Path(f"/proc/{box.keeper}/mountinfo").read_text().splitlines()}
+        assert box.run(["true"]).returncode == 0
+    assert str(shown / "inner") in mounted
+    assert str(other) not in mounted
+    assert not any(place.startswith("/sys/fs/cgroup/cpu") for place in mounted) or os.geteuid()
+
+
 def test_home_lasts(box: Any) -> None:
     """Home and /tmp are empty at first, can be written to, and last from command to command."""
     assert (
