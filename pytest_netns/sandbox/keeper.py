@@ -61,9 +61,10 @@ def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message,
         syscalls.setns(mnt_fd, syscalls.CLONE_NEWNS)
         program = Program(*message["program"])
         plan = view.plan(View(**{**message["view"], **_tuples(message["view"])}))
-        hidden = [(path, os.path.isdir(path)) for path in plan.hidden]
+        inner = prune.inner(plan, mapped=owner is not None)
+        hidden = [(path, os.path.isdir(path)) for path in (*plan.hidden, *inner)]
         prune.own_mounts()
-        prune.prune(plan, (program.path, *program.shown.values()))
+        prune.prune(plan, (program.path, *program.shown.values()), reversed(inner))
         if owner is None:  # an overlay acts with the rights of who mounted it, and takes more than the tests have
             privilege.enter_plain_user_namespace()
             prune.own_mounts()

@@ -15,7 +15,7 @@ from pytest_netns.kernel import confinement, privilege, syscalls
 from pytest_netns.kernel.mountinfo import mounts_below
 from pytest_netns.sandbox.view import Plan, is_within
 
-__all__ = ["own_mounts", "prune"]
+__all__ = ["inner", "own_mounts", "prune"]
 
 #: Boxes have a /dev of their own, and nothing here.
 _NEVER_SHOWN = ("/dev", "/sys/fs/cgroup")
@@ -28,7 +28,24 @@ def own_mounts() -> None:
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
-def prune(plan: Plan, needed: Iterable[str]) -> None:
+def inner(plan: Plan, *, mapped: bool) -> list[str]:
+    """Return where something is mounted within what the box shows as the bare directory that it is.
+
+    What lies below has been covered by somebody, as ``netns.hide()`` does, and must not come to light.
+
+    Args:
+        plan: the box's file view.
+        mapped: whether that goes for all that was asked for, and not only for what is behind an overlay.
+    """
+    bare = [plan.overlaid] if plan.overlaid else []
+    if mapped:
+        bare += [bind.target for bind in plan.binds if bind.asked]
+    shown = [bind.target for bind in plan.binds]
+    found = dict.fromkeys(mount.target for place in bare for mount in mounts_below(place) if mount.target != place)
+    return [target for target in found if not any(is_within(path, target) for path in shown)]
+
+
+def prune(plan: Plan, needed: Iterable[str], inner: Iterable[str]) -> None:
     """Detach what the box covers anyway, in the mount namespace of the calling process, which must be its own.
 
     Mounts that the kernel holds on to, as those that an ordinary user's namespaces were made with, stay.
@@ -36,7 +53,10 @@ def prune(plan: Plan, needed: Iterable[str]) -> None:
     Args:
         plan: the box's file view; what it shows is kept.
         needed: other paths to keep.
+        inner: what is mounted in directories that must be bare.
     """
+    for target in inner:
+        _detach(target, ())
     kept = {*needed, *(bind.source for bind in plan.binds), *((plan.overlaid,) if plan.overlaid else ())}
     covered = [place for place in (*_NEVER_SHOWN, *plan.covers) if place != "/"]
     for mount in reversed(mounts_below("/")):

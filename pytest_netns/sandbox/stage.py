@@ -25,7 +25,8 @@ _INODE_BYTES: Final = 4096
 _LEAST_INODES: Final = 1 << 14
 _NO_OVERLAY: Final = (
     "the overlay of {path!r} could not be mounted: {error}. Overlays of ordinary users take Linux 5.11, and 6.6 for "
-    "one in memory. With overlay=False the box writes to the directory itself"
+    "one in memory, and a directory in which the machine has mounted nothing. With overlay=False the box writes to the "
+    "directory itself"
 )
 _NO_MAPPING: Final = (
     "{path!r} cannot be shown to the box: it belongs to root, whom the box must not be, and its file system cannot "
