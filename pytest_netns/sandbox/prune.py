@@ -17,8 +17,8 @@ from pytest_netns.sandbox.view import Plan, is_within
 
 __all__ = ["inner", "own_mounts", "prune"]
 
-#: Boxes have a /dev of their own, and nothing here.
-_NEVER_SHOWN = ("/dev", "/sys/fs/cgroup")
+#: Boxes have a /dev of their own, which takes some of the devices, and nothing of control groups.
+_NEVER_SHOWN = ("/dev/shm", "/dev/pts", "/dev/mqueue", "/dev/hugepages", "/sys/fs/cgroup")  # noqa: S108 - covered
 _SYSFS = "/sys"
 
 
@@ -58,18 +58,28 @@ def prune(plan: Plan, needed: Iterable[str], inner: Iterable[str]) -> None:
     for target in inner:
         _detach(target, ())
     kept = {*needed, *(bind.source for bind in plan.binds), *((plan.overlaid,) if plan.overlaid else ())}
-    covered = [place for place in (*_NEVER_SHOWN, *plan.covers) if place != "/"]
-    for mount in reversed(mounts_below("/")):
-        if any(is_within(mount.target, place) for place in covered) and mount.target != "/dev":
-            _detach(mount.target, kept)
+    covered = [*_NEVER_SHOWN, *plan.covers]
+    gone: list[str] = []  # with all that was mounted below
+    for mount in mounts_below("/"):
+        above = [place for place in gone if place != mount.target]
+        if _is_below(mount.target, covered) and not _is_below(mount.target, above) and _detach(mount.target, kept):
+            gone.append(mount.target)
     if privilege.is_root() and [mount.target for mount in mounts_below(_SYSFS)].count(_SYSFS) > 1:
         _uncover(kept)
 
 
-def _detach(target: str, kept: Iterable[str]) -> None:
-    if not any(is_within(path, target) or is_within(target, path) for path in kept):
-        with contextlib.suppress(KernelError):
-            syscalls.umount2(target, syscalls.MNT_DETACH)
+def _detach(target: str, kept: Iterable[str]) -> bool:
+    if any(is_within(path, target) or is_within(target, path) for path in kept):
+        return False
+    try:
+        syscalls.umount2(target, syscalls.MNT_DETACH)
+    except KernelError:
+        return False
+    return True
+
+
+def _is_below(target: str, places: Iterable[str]) -> bool:
+    return any(is_within(target, place) for place in places)
 
 
 def _uncover(kept: Iterable[str]) -> None:
