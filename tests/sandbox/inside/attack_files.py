@@ -65,10 +65,14 @@ def test_delete_everything(attempt: Attempt) -> None:
     Known from: the wiper in a prompt of Amazon Q, CVE-2025-8217.
     """
     done = attempt("""
-subprocess.run(["rm", "-rf", "--no-preserve-root", "/"], stderr=subprocess.DEVNULL)
+try:
+    subprocess.run(["rm", "-rf", "--no-preserve-root", "/"], stderr=subprocess.DEVNULL, timeout=2)
+except subprocess.TimeoutExpired:
+    print("so far")  # how long it takes is a matter of how full the machine is
+subprocess.run(["rm", "-rf", os.getcwd(), os.path.expanduser("~"), "/etc", "/boot"], stderr=subprocess.DEVNULL)
 print("survived")
 """)
-    assert done.stdout == "survived\n"
+    assert done.stdout.endswith("survived\n")
     assert [str(change) for change in done.changes] == ["deleted file"]
 
 
