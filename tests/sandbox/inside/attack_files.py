@@ -152,6 +152,7 @@ def test_standard_stream_is_reopened(attempt: Attempt, work: Path, stream: str) 
     """
     outside = work.parent / "outside"
     outside.write_text("precious")
+    outside.chmod(0o666)  # so that it is not for its mode that it stays
     number = 0 if stream == "stdin" else 1
     with outside.open("r" if number == 0 else "a") as file:
         attempt(
