@@ -81,6 +81,8 @@ def plan(view: View) -> Plan:
     if workdir is not None and not view.overlay:
         binds.append(Bind(workdir, workdir, writable=True))
     binds += [Bind(os.path.realpath(path), os.path.realpath(path), writable=True) for path in view.writable]
+    shown = [bind.target for bind in binds if bind.asked] + ([] if workdir is None else [workdir])
+    binds += [Bind(path, path, asked=False) for path in _network_files() if _within(path, shown)]
     shown = [bind.target for bind in binds] + ([] if workdir is None else [workdir])
     hidden = [*_secrets((home, *view.homes), shown), *map(os.path.realpath, view.hide)]
     overlaid = workdir if view.overlay else None

@@ -166,6 +166,15 @@ def test_what_the_test_hides(netns: Any, work: Path, option: str) -> None:
     assert "CANARY" not in done.stderr
 
 
+def test_network_files(netns: Any) -> None:
+    """A box that is shown /etc itself has the test's names and name server there, not the machine's."""
+    netns.add_host("told.example", "192.0.2.7")
+    with netns.sandbox(readonly=["/etc"]) as box:
+        done = box.run(["cat", "/etc/hosts", "/etc/resolv.conf"], capture_output=True, text=True)
+    assert done.stdout == Path("/etc/hosts").read_text() + Path("/etc/resolv.conf").read_text()
+    assert "told.example" in done.stdout
+
+
 def test_mounts(netns: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Mounts that a box does not show are not beside it; what an ordinary user's shows with its mounts has them."""
     shown, other = (tmp_path_factory.mktemp(name) for name in ("shown", "other"))
