@@ -77,7 +77,7 @@ def _unsupported(settings: Settings, error: Exception) -> str:
 
     text = explained(error)
     if not settings.skip_unsupported:
-        raise pytest.UsageError(f"netns: {text}") from error
+        raise pytest.UsageError(f"netns: {text}") from None  # from where, a worker of pytest-xdist would tell at length
     return text
 
 

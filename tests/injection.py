@@ -27,6 +27,8 @@ _PATIENCE: Final = 5.0  # seconds for what a run leaves to end
 _POLL: Final = 0.02
 
 _SOUP: Final = r"Traceback \(most recent|INTERNALERROR|Exception ignored|never retrieved"
+#: How pytest-xdist tells of a worker that could not begin; it goes on with another one.
+_NODE_DOWN: Final = r"(?s)node down: Traceback.*?UsageError: netns: "
 _INSIDE: Final = rf"{_SOUP}|pytest_netns/[\w/]+\.py"
 _DESCRIPTORS: Final = "EMFILE ENFILE"
 #: What the pages of the manual say that a call can fail with, but for EFAULT, and EINTR, after which Python goes on;
@@ -248,6 +250,7 @@ def _judged(fault: Fault | None, fired: int, suite: Faulted, output: str, status
     passed, failed, errors = (_count(output, what) for what in ("passed", "failed", "errors?"))
     usual = int(bool(suite.failed or suite.errors))
     named = fault is None or _is_named(fault, output)
+    output = re.sub(_NODE_DOWN, "", output)
     lost = 0 if fault is None else min(2, fired)
     if fault is not None and (fault.times > 1 or _NO_OTHER in output):
         lost = suite.passed
