@@ -22,10 +22,11 @@ _VARIABLE: Final = "SSLKEYLOGFILE"
 
 def clear(directory: str) -> None:
     """Remove the captures of an earlier run, and the folders that held nothing else."""
-    for path in Path(directory).glob(f"*/{FILE_NAME}"):
-        with contextlib.suppress(OSError):
-            path.unlink()
-            path.parent.rmdir()
+    with contextlib.suppress(OSError):  # a folder that can't be listed is told of once something is to be kept there
+        for path in list(Path(directory).glob(f"*/{FILE_NAME}")):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                path.parent.rmdir()
 
 
 def keep_keys(cleanup: contextlib.ExitStack, run_id: str) -> str:

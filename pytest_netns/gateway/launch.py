@@ -153,6 +153,8 @@ def clear(run_dir: Path) -> None:
     """Remove the directory of a run whose gateway was killed, unless there is another one."""
     from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
 
+    if not os.path.isdir(run_dir):  # the lock would make it
+        return
     with contextlib.suppress(OSError, Timeout, GatewayError), FileLock(run_dir / LOCK_NAME, timeout=0):
         if dial(run_dir) is None:
             remove(run_dir)

@@ -44,26 +44,29 @@ def run_directory(run_id: str) -> Path:
     directory = directory_of(run_id)
     parent = directory.parent
     for _ in range(_ATTEMPTS):
-        with contextlib.suppress(FileExistsError):
-            parent.mkdir(mode=0o700)
+        made = _made(parent)
         try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:
-            pass
-        except FileNotFoundError:  # another run's gateway has just taken the empty parent away
-            continue
-        try:
+            made += _made(directory)
             for path in (parent, directory):
                 _check_private(path)
-        except FileNotFoundError:  # the run's own gateway has just ended
+        except FileNotFoundError:  # another run's gateway has taken the empty parent away, or this run's own has ended
             continue
-        except OSError:
-            for path in (directory, parent):  # made for nothing, where they are empty
+        except (GatewayError, OSError):
+            for path in reversed(made):
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise
         return directory
     raise GatewayError(f"{parent} is removed again and again while this run needs it; set TMPDIR to another directory")
+
+
+def _made(path: Path) -> list[Path]:
+    """Make a directory with mode 0700, and return it in a list; an empty one where it is there."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return []
+    return [path]
 
 
 def _check_private(path: Path) -> None:
