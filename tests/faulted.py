@@ -130,7 +130,9 @@ def test_stream(netns_egress):
         for size in (10, 300_000):
             client.sendall(bytes(size))
             while size:
-                size -= len(client.recv(65536))
+                data = client.recv(65536)
+                assert data, "Connection reset by peer"
+                size -= len(data)
     assert [flow.port for flow in netns_egress.flows] == [port]
 
 def test_datagrams(netns_egress):

@@ -251,7 +251,7 @@ def _judged(fault: Fault | None, fired: int, suite: Faulted, output: str, status
     usual = int(bool(suite.failed or suite.errors))
     named = fault is None or _is_named(fault, output)
     output = re.sub(_NODE_DOWN, "", output)
-    lost = 0 if fault is None else min(2, fired)
+    lost = 0 if fault is None else fired if fault.outside else min(2, fired)
     if fault is not None and (fault.times > 1 or _NO_OTHER in output):
         lost = suite.passed
     if status is None:

@@ -187,6 +187,7 @@ class Relay:
     def _accept(self, listener: socket.socket) -> None:
         try:
             inner, peer = listener.accept()
+            destination = inner.getsockname()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:  # out of descriptors
@@ -196,7 +197,6 @@ class Relay:
             loop.remove_reader(listener)
             loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
             return
-        destination = inner.getsockname()
         key = peer[0], peer[1], destination[0], destination[1]
         waiting = self._upstreams.take(key)
         if waiting is None:

@@ -59,15 +59,19 @@ def end(
 ) -> list[tuple[Process, str]]:
     """End the processes, with SIGTERM if they heed it within ``timeout`` seconds, else with SIGKILL.
 
-    A stopped process is continued, so that it can heed. The processes are not reaped: that is for
-    whoever started them. Each is returned with the name of the signal that it was ended by; what
-    was gone or on its way out already, as after a ``terminate()`` without a ``wait()``, is left out.
+    A stopped process is continued, so that it can heed. One that no descriptor can be had for, as all
+    are used up, is sent SIGKILL at once. The processes are not reaped: that is for whoever started
+    them. Each is returned with the name of the signal that it was ended by; what was gone or on its
+    way out already, as after a ``terminate()`` without a ``wait()``, is left out.
 
     Raises:
         NetnsError: some are alive ``kill_timeout`` seconds after SIGKILL.
     """
     with contextlib.ExitStack() as stack:
-        alive = _wait(_open(processes, stack), _LEAVING_SECONDS)
+        opened, unheld = _open(processes, stack)
+        for process in unheld:
+            _kill(process.pid)
+        alive = _wait(opened, _LEAVING_SECONDS)
         every = dict(alive)
         _signal(alive, signal.SIGTERM, signal.SIGCONT)
         stubborn = _wait(alive, timeout)
@@ -75,7 +79,8 @@ def end(
         immortal = _wait(stubborn, kill_timeout)
         if immortal:
             raise NetnsError(_immortal(immortal.values()))
-        return [(process, "SIGKILL" if fd in stubborn else "SIGTERM") for fd, process in every.items()]
+        ended = [(process, "SIGKILL" if fd in stubborn else "SIGTERM") for fd, process in every.items()]
+        return ended + [(process, "SIGKILL") for process in unheld]
 
 
 def end_members(
@@ -158,14 +163,20 @@ def _read(pid: int, name: str) -> str:
         return ""
 
 
-def _open(processes: Iterable[Process], stack: contextlib.ExitStack) -> dict[int, Process]:
-    opened = {}
+def _open(processes: Iterable[Process], stack: contextlib.ExitStack) -> tuple[dict[int, Process], list[Process]]:
+    """Return the processes by descriptor, without those that have ended, and those that there is none for."""
+    opened, unheld = {}, []
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
+        try:
             fd = os.pidfd_open(process.pid)
-            stack.callback(os.close, fd)
-            opened[fd] = process
-    return opened
+        except ProcessLookupError:
+            continue
+        except OSError:
+            unheld.append(process)
+            continue
+        stack.callback(os.close, fd)
+        opened[fd] = process
+    return opened, unheld
 
 
 def _signal(processes: Iterable[int], *numbers: signal.Signals) -> None:
@@ -181,6 +192,15 @@ def _send(fd: int, number: signal.Signals) -> None:
     except PermissionError:
         with privilege.raised():
             signal.pidfd_send_signal(fd, number)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            with privilege.raised():
+                os.kill(pid, signal.SIGKILL)
 
 
 def _wait(processes: dict[int, Process], seconds: float) -> dict[int, Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_ends_the_deaf_and_the_stopped() -> None:
     assert deaf.wait() == -signal.SIGKILL
     assert stopped.wait() == -signal.SIGTERM
     assert effective() == 0
+
+
+@unshared
+def test_ends_more_than_there_are_descriptors_for() -> None:
+    """Where descriptors are used up, those that none is left for are killed by their numbers, and returned too."""
+    children = [sleeper() for _ in range(30)]
+    found = processes.members(net_inode())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0) + 10, limits[1]))
+    ended = processes.end(found)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert sorted(process.pid for process, _ in ended) == sorted(child.pid for child in children)
+    assert {how for _, how in ended} == {"SIGTERM", "SIGKILL"}
+    assert {child.wait(5) for child in children} == {-signal.SIGTERM, -signal.SIGKILL}
 
 
 @unshared
