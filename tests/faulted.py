@@ -62,6 +62,7 @@ def kill(request):
         yield
         os.kill(pid, signal.SIGKILL)
         assert select.select([ended], [], [], 10)[0]
+    SEEN.clear()  # the next gateway begins with the first name again, and the kernel gives numbers again
 
 @pytest.fixture(scope="session", autouse=True)
 def server():
