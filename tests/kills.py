@@ -224,6 +224,7 @@ class _Run:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self._before = set(_children())
+        self._began = time.time()
         (folder / "tools.py").write_text(TOOLS)
         count = "4" if case.workers else "3"
         text = SUITE.replace("COUNT", count) + (BOX if case.step.boxed else "")
@@ -281,10 +282,10 @@ class _Run:
     def left(self) -> list[str]:
         """Return what is there of the run."""
         processes = [f"process {pid}: {_command(pid)}" for pid in set(_children()) - self._before if not _reap(pid)]
-        directories = [f"directory {path}" for path in self.temporary.glob("pytest-netns-*")]
-        directories += [str(path) for path in self.temporary.glob("pytest-netns-*/**/*")]
+        files = [path for path in _files(self.temporary) if "/pytest-netns-" in path]
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-        return [*processes, *directories, *(line for line in mounts if str(self.temporary) in line), *_groups()]
+        mounts = [line for line in mounts if str(self.temporary) in line]
+        return [*processes, *files, *mounts, *_groups(since=self._began)]
 
     def end(self) -> None:
         """End what is left after all."""
@@ -402,11 +403,25 @@ def _kind(pid: int) -> str:
     return "worker" if worker in command and worker not in _command(_parent(pid)) else ""  # no fork of one
 
 
-def _groups() -> list[str]:
-    """Return control groups of boxes whose pytest process has ended."""
+def _files(folder: Path) -> Iterator[str]:
+    """Yield what is below a folder, in which things vanish meanwhile."""
+    for parent, directories, files in os.walk(folder):
+        yield from (os.path.join(parent, name) for name in (*directories, *files))
+
+
+def _groups(since: float) -> list[str]:
+    """Return control groups of boxes that were made since then, and whose pytest process has ended."""
     found = {group.path for group in cgroups.find().values()}
     names = (path for place in found for path in Path(place).glob("pytest-netns-*"))
-    return [f"group {path}" for path in names if not Path("/proc", path.name.split("-")[2]).exists()]
+    dead = (path for path in names if not Path("/proc", path.name.split("-")[2]).exists())
+    return [f"group {path}" for path in dead if _is_newer(path, since)]
+
+
+def _is_newer(path: Path, since: float) -> bool:
+    try:
+        return path.stat().st_ctime >= since - 1
+    except FileNotFoundError:
+        return False
 
 
 def _descendants(pid: int) -> Iterator[int]:

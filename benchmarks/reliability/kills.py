@@ -1,13 +1,14 @@
 """Ends each process of a run at each of its steps, in each way, and tells what came of it.
 
     python benchmarks/reliability/kills.py [--users root,tester] [--only TEXT] [--seconds N] [--signals KILL+INT]
-                                             [--seed N] [--share 1/4] [--verbose]
+                                             [--seed N] [--share 1/4] [--skip N] [--verbose]
 
 For each case, a run of pytest --netns is stopped at a step by tests/steps/sitecustomize.py; then one of its processes
 gets a signal, and the others go on. The table says, for each phase and process, how many cases there were, how many
 runs hung, in how many something was left behind or otherwise wrong, and how long it took at the longest until nothing
 was left: processes, files, mounts, interfaces, control groups. Users other than root need that root may become them.
-The cases come in an order that the seed decides; several shares of them may run side by side.
+The cases come in an order that the seed decides; several shares of them may run side by side, and each may leave out
+the first cases, those that it has gone through before.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> bool:
     wanted = [case for case in wanted if case.signals in options.signals.split("+")]
     random.Random(options.seed).shuffle(wanted)
     share, shares = map(int, options.share.split("/"))
-    wanted = wanted[share - 1 :: shares]
+    wanted = wanted[share - 1 :: shares][options.skip :]
     done: list[tuple[Case, Outcome]] = []
     deadline = time.monotonic() + options.seconds
     for case in wanted:
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", default="1/1")
+    parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     users = options.users.split(",")

@@ -1,15 +1,16 @@
 """Runs tests that do all kinds of things, with faults at random, and tells what drifts.
 
     python benchmarks/reliability/soak.py [--leaves 100000] [--round 2000] [--workers 4] [--user tester] [--seed 1]
+                                            [--seconds N]
 
-Rounds of ``pytest --netns -n 4``, one after the other, until so many tests have had their leaves. A test serves, is let
-out or refused, runs a program, leaves a daemon, looks at packets, makes a box, or fails; in two of three rounds the
-gateway or a worker is killed at a random moment. For each round a line says how long a leaf took, the most memory and
-descriptors that the gateway and a worker had, what the kernel has (for the whole machine), how many tests failed by the
-fault, saying so, and what went wrong: tests without an outcome, tests with another than they should have, for which no
-fault is to blame, more than one failed test for a killed worker, or no other worker in its place.
+Rounds of ``pytest --netns -n 4``, one after the other, until so many tests have had leaves, or the time is over. A
+test serves, is let out or refused, runs a program, leaves a daemon, looks at packets, makes a box, or fails; in two of
+three rounds the gateway or a worker is killed at a random moment. For each round a line says how long a leaf took, the
+most memory and descriptors that the gateway and a worker had, what the kernel has (for the whole machine), how many
+tests failed by the fault, saying so, and what went wrong: tests without an outcome, tests with another than they should
+have, for which no fault is to blame, more than one failed test for a killed worker, or no other worker in its place.
 
-``--leaves 200 --round 100`` is a short form.
+``--leaves 400 --round 200 --seed 23`` is a short form, with a killed worker and a killed gateway.
 """
 
 from __future__ import annotations
@@ -41,18 +42,20 @@ _CONFTEST: Final = """
 import json, os
 
 seen, workers = {}, set()
+controls = "PYTEST_XDIST_WORKER" not in os.environ
+progress = open("progress", "wb", buffering=0) if controls else None
 
 def pytest_runtest_logreport(report):
     outcome, text = seen.get(report.nodeid, ("passed", ""))
     if report.outcome == "failed":
         outcome, text = "failed", text + report.longreprtext
-    if not seen:
-        open("begun", "w").close()
+    if controls and report.nodeid not in seen:
+        progress.write(b".")
     seen[report.nodeid] = outcome, text
     workers.add(report.node.gateway.id if hasattr(report, "node") else "")
 
 def pytest_sessionfinish(session):
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if controls:
         with open("seen", "w") as file:
             json.dump([seen, sorted(workers)], file)
 """
@@ -126,27 +129,26 @@ def test_it(netns, netns_egress, server, number):
 _FAILS: Final = 9
 
 
-def _round(options: argparse.Namespace, folder: Path, fault: str) -> dict[str, Any]:
-    """Run the tests once, and return what there is to tell."""
+def _round(options: argparse.Namespace, folder: Path, fault: str, moment: int) -> dict[str, Any]:
+    """Run the tests once, with a fault after so many of them, and return what there is to tell."""
     command = [sys.executable, "-m", "pytest", "-q", "--netns", f"-n{options.workers}", "--tb=short"]
     command += ["-ppytest_netns.plugin", "-pxdist", "-pno:cacheprovider", "-pno:faulthandler"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     began = time.monotonic()
-    wait = random.uniform(0.0, options.round / 50)
-    begun, moment = folder / "begun", 0.0  # what dies before the first test, pytest-xdist can't do without
-    begun.unlink(missing_ok=True)
+    progress = folder / "progress"
+    progress.unlink(missing_ok=True)
     most: dict[str, dict[str, int]] = {}
     with (folder / "output").open("wb") as output:
         nothing = subprocess.DEVNULL
         run = subprocess.Popen(command, cwd=folder, env=environment, stdin=nothing, stdout=output, stderr=output)
     struck = "none"
     while run.poll() is None:
-        moment = moment or (time.monotonic() + wait if begun.exists() else 0.0)
+        due = progress.exists() and progress.stat().st_size >= moment
         for kind, pid in _processes():
             with contextlib.suppress(OSError, StopIteration):
                 now = process(pid)
                 most[kind] = {name: max(value, most.get(kind, {}).get(name, 0)) for name, value in now.items()}
-            if kind == fault and struck == "none" and 0.0 < moment < time.monotonic():
+            if kind == fault and struck == "none" and due:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     struck = fault
@@ -185,6 +187,7 @@ def main() -> None:
     parser.add_argument("--round", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--user", default="")
+    parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.user and os.geteuid() == 0:
@@ -192,7 +195,7 @@ def main() -> None:
         command = ["runuser", "-u", options.user, "--", sys.executable, os.path.abspath(__file__), *arguments]
         sys.exit(subprocess.run(command, cwd="/", check=False).returncode)
     adopt_orphans(wanted=True)
-    random.seed(options.seed)
+    chance = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     (folder / "conftest.py").write_text(_CONFTEST)
     (folder / "test_it.py").write_text(_TESTS.replace("COUNT", str(options.round)))
@@ -200,9 +203,11 @@ def main() -> None:
         "leaves  fault    ms a leaf  gateway KiB  its fds  worker KiB  its fds  kernel KiB  namespaces  by fault  wrong"
     )
     wrong = done = 0
-    while done < options.leaves:
-        fault = random.choice(["gateway", "worker", "none"])
-        told = _round(options, folder, fault)
+    deadline = time.monotonic() + options.seconds
+    while done < options.leaves and time.monotonic() < deadline:
+        # What dies before the first test, pytest-xdist can't do without.
+        fault, moment = chance.choice(["gateway", "worker", "none"]), chance.randrange(1, options.round * 3 // 4)
+        told = _round(options, folder, fault, moment)
         done += options.round
         wrong += len(told["wrong"])
         gateway, worker = (told["most"].get(kind, {}) for kind in ("gateway", "worker"))
