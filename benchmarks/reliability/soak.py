@@ -37,6 +37,7 @@ from kills import family
 from limits import machine, process
 from runs import adopt_orphans
 
+_PATIENCE: Final = 10.0  # seconds for what is about to end
 _REASONS: Final = ("the gateway has ended", "lost the gateway", "crashed while running", "gateway could not")
 _CONFTEST: Final = """
 import json, os
@@ -52,7 +53,9 @@ def pytest_runtest_logreport(report):
     if controls and report.nodeid not in seen:
         progress.write(b".")
     seen[report.nodeid] = outcome, text
-    workers.add(report.node.gateway.id if hasattr(report, "node") else "")
+
+def pytest_configure_node(node):
+    workers.add(node.gateway.id)
 
 def pytest_sessionfinish(session):
     if controls:
@@ -175,7 +178,7 @@ def _judged(
             continue
         is_blamed = outcome != "lost" and struck != "none" and any(reason in text for reason in _REASONS)
         (blamed if is_blamed else wrong).append(f"test {number}: {outcome} {text[-300:]!r}")
-    if struck == "worker" and (len(blamed) > 1 or len(workers) != options.workers + len(blamed)):
+    if struck == "worker" and (len(blamed) > 1 or len(workers) != options.workers + 1):
         wrong.append(f"a worker was killed, and {len(blamed)} tests failed for it, and there were {workers}")
     return {"blamed": blamed, "wrong": wrong}
 
@@ -226,8 +229,9 @@ def main() -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-    time.sleep(2)
-    left = [f"{kind or 'process'} {pid}" for pid, kind in family().items()]
+    deadline = time.monotonic() + _PATIENCE
+    while (left := [f"{kind or 'process'} {pid}" for pid, kind in family().items()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
     print(f"left: {', '.join(left) or 'nothing'}; namespaces now: {machine().get('namespaces', '?')}")
     if not wrong:
         shutil.rmtree(folder, ignore_errors=True)
