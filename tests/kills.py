@@ -27,6 +27,7 @@ __all__ = ["SIGNALS", "STEPS", "Case", "Outcome", "Step", "carry_out", "cases", 
 
 _STEPS: Final = Path(__file__).parent / "steps"
 _PATIENCE: Final = 30.0  # seconds for anything that has to come
+_APPROACH: Final = 120.0  # seconds to come to the step, on a machine that others use, too
 _POLL: Final = 0.005
 _PEER: Final = struct.Struct("iII")  # struct ucred; see unix(7)
 
@@ -255,7 +256,7 @@ class _Run:
     def await_step(self, process: subprocess.Popen[bytes]) -> socket.socket | None:
         """Wait until a process has come to the step; None where none does. Later ones do not stop."""
         self._listener.settimeout(0.1)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _APPROACH
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
                 stopped, _ = self._listener.accept()

@@ -23,7 +23,7 @@ _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from pytest_netns.sandbox import warden; warden.main()"
 )
 _PATIENCE: Final = 10.0  # seconds for the answer to anything
-_GRACE: Final = 2.0  # seconds for boxes to die in
+_GRACE: Final = 10.0  # seconds for boxes to die in, on a machine that is overloaded
 _POLL: Final = 0.005
 _KINDS: Final = {"SandboxError": SandboxError, "UnsupportedError": UnsupportedError}
 

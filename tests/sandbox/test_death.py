@@ -78,7 +78,7 @@ def test_pytest_is_killed(battle: Battle, tmp_path: Path, workers: int) -> None:
 def test_who_makes_boxes_is_killed(battle: Battle, tmp_path: Path) -> None:
     """The boxes that there are go on, the next is made by another, and no control group is left of any."""
     with start(tmp_path, MURDER) as run:
-        assert run.wait(60) == 0
+        assert run.wait(150) == 0
     assert_no_groups(run.pid)
 
 
