@@ -87,6 +87,11 @@ class Command:
         return self._channel.fileno() < 0
 
     @property
+    def outer(self) -> int:
+        """Bubblewrap's process outside of the box; 0 once it is dead."""
+        return self._outer
+
+    @property
     def deadline(self) -> float | None:
         """When it has to be looked after next, by the monotonic clock."""
         wanted = [self._watch.next] if self._init else []

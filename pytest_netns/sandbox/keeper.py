@@ -20,7 +20,7 @@ from pytest_netns.sandbox.cgroups import Group, Groups
 from pytest_netns.sandbox.command import Command
 from pytest_netns.sandbox.launch import Setting
 from pytest_netns.sandbox.limits import Rlimits
-from pytest_netns.sandbox.meter import Meter
+from pytest_netns.sandbox.meter import Meter, children
 from pytest_netns.sandbox.options import View
 from pytest_netns.sandbox.stage import Stage
 from pytest_netns.sandbox.wire import Message
@@ -202,9 +202,21 @@ class Keeper:
             except ChildProcessError:
                 return
             if found is None:
+                self._end_orphans()
                 return
             for command in self._commands:
                 command.note(found.si_pid)
             _, status, used = os.wait4(found.si_pid, 0)
             for command in self._commands:
                 command.bury(found.si_pid, status, used)
+
+    def _end_orphans(self) -> None:
+        """End what bubblewrap has left to the keeper: killed early, it has not asked the kernel for that yet.
+
+        Its child would wait for it to say who is who in the box, and so would whoever waits for the child.
+        """
+        known = {command.outer for command in self._commands}
+        for pid in children(os.getpid()):
+            if pid not in known:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

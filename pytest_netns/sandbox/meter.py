@@ -9,7 +9,7 @@ from typing import Final
 
 from pytest_netns.sandbox.cgroups import CPU, MEMORY, PIDS, Groups
 
-__all__ = ["Account", "Meter", "family", "proportional", "resident"]
+__all__ = ["Account", "Meter", "children", "family", "proportional", "resident"]
 
 _PEAKS: Final = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 _OOM: Final = {1: "memory.oom_control", 2: "memory.events"}
@@ -86,11 +86,12 @@ def family(pid: int) -> list[int]:
     """Return a process and all its descendants, by walking down: quick, and only as true as the moment."""
     found = [pid]
     for parent in found:
-        found.extend(_children(parent))
+        found.extend(children(parent))
     return found
 
 
-def _children(pid: int) -> Iterator[int]:
+def children(pid: int) -> Iterator[int]:
+    """Yield a process's own children, dead ones that it has not taken notice of included."""
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             yield from map(int, _text(f"/proc/{pid}/task/{thread}/children").split())

