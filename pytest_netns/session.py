@@ -197,10 +197,10 @@ class Session:
 
         client.close()
         directory = directory_of(self.run_id)  # the gateway removes it, too, at this very moment
+        if client.lost:
+            clear(directory)  # looks for one that has taken over, which may wait for this process
         if self.role is not Role.WORKER:  # the last one that goes, so that it need not matter how the gateway ends
             remove(directory)
-        elif client.lost:
-            clear(directory)
 
     def directory(self) -> Path:
         """Return where the run keeps its socket and lock, made where it is not there."""

@@ -52,12 +52,13 @@ class _Start(NamedTuple):
     """What a gateway begins with.
 
     Attributes:
-        starter: a pidfd of the process that started it.
-        again: whether it takes the place of one that was killed, so that nobody waits for its report.
+        starter: a pidfd of the process that started the run's first.
+        first: that process, where this one takes the place of a gateway that was killed, so that nobody waits for its
+            report; None where it is the run's first itself.
     """
 
     starter: int
-    again: bool
+    first: int | None
 
 
 def _begin() -> _Start:
@@ -66,13 +67,14 @@ def _begin() -> _Start:
     Suites wait for any child of theirs, count them, or end them all: the gateway is none of those. The understudy stays
     in the host's network, which an ordinary user's pytest can't start anything in once it has left.
     """
-    starter = os.pidfd_open(os.getppid())
+    parent = os.getppid()
+    starter = os.pidfd_open(parent)
     if os.fork():
         os._exit(0)
-    for again in (False, *[True] * _LIVES):
+    for first in (None, *[parent] * _LIVES):
         child = os.fork()
         if not child:
-            return _Start(starter, again)
+            return _Start(starter, first)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             os._exit(0)
@@ -80,16 +82,17 @@ def _begin() -> _Start:
 
 
 async def _run(directory: Path, ready: IO[bytes], start: _Start, leave: Callable[[], None]) -> None:
-    from pytest_netns.gateway.server import Gateway  # noqa: PLC0415 - after _spare_pyroute2
+    from pytest_netns.gateway.conversation import Run  # noqa: PLC0415 - after _spare_pyroute2
+    from pytest_netns.gateway.server import Gateway  # noqa: PLC0415
 
     gateway, names = Gateway(), (SOCKET_NAME, OBSERVERS_NAME)
     await gateway.start()
     doors = [_listener(directory / name) for name in names]
     with contextlib.ExitStack() as stack:
         listener, observers = (stack.enter_context(door) for door in doors)
-        if _tell(ready, {"serves": True}) or start.again:
+        if _tell(ready, {"serves": True}) or start.first is not None:
             # Whatever ends this process from the last client's end on, no file of it is left.
-            await gateway.serve(listener, observers, start.starter, leave)
+            await gateway.serve(listener, observers, Run(start.starter, leave, awaited=start.first))
     await gateway.stop()
 
 

@@ -1,6 +1,6 @@
 """Serve the processes of a user that connect: take requests, and answer each client's in order.
 
-``serve`` ends when the last client has gone, whatever ended that one.
+``serve`` ends when the last client has gone, whatever ended that one, and no other is to come.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pytest_netns.errors import NetnsError, describe
@@ -31,6 +32,22 @@ _PAGE_BYTES: Final = 64 * 1024
 _REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
 
 
+@dataclass
+class Run:
+    """How a gateway can tell that nobody needs it any more.
+
+    Attributes:
+        starter: a pidfd of the process that started the run's first gateway.
+        deserted: is called when the last client has gone, before what it left is seen to.
+        awaited: that process, where it will come, at its end at the latest, to a gateway that has taken over: until it
+            has been here, or is gone, tests of others may go on that have not noticed yet. None where it need not.
+    """
+
+    starter: int
+    deserted: Callable[[], None]
+    awaited: int | None = None
+
+
 class Clients:
     """Those that are connected."""
 
@@ -48,21 +65,18 @@ class Clients:
         self._workers: set[Worker] = set()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deserted: Callable[[], None] = lambda: None
+        self._run: Run | None = None
 
-    async def serve(self, listener: socket.socket, starter: int, deserted: Callable[[], None]) -> None:
-        """Serve until the last client has gone, or nobody comes: ``starter``, a pidfd, has ended, or takes too long.
-
-        ``deserted`` is called when the last one has gone, before what it left is seen to.
-        """
-        self._deserted = deserted
+    async def serve(self, listener: socket.socket, run: Run) -> None:
+        """Serve until the last client has gone, or nobody comes: who started the run has ended, or takes too long."""
+        self._run = run
         self.listen(listener)
         loop = asyncio.get_running_loop()
-        loop.add_reader(starter, self._starter_gone, starter)
+        loop.add_reader(run.starter, self._starter_gone, run)
         lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
         await self._ended.wait()
         lonely.cancel()
-        loop.remove_reader(starter)
+        loop.remove_reader(run.starter)
         loop.remove_reader(listener)
 
     def listen(self, listener: socket.socket) -> None:
@@ -80,12 +94,13 @@ class Clients:
         while worker.heard and self._read(worker):
             pass
 
-    def _starter_gone(self, starter: int) -> None:
-        asyncio.get_running_loop().remove_reader(starter)
+    def _starter_gone(self, run: Run) -> None:
+        asyncio.get_running_loop().remove_reader(run.starter)
+        run.awaited = None
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if not self._workers:
+        if not self._workers and (self._run is None or self._run.awaited is None):
             self._ended.set()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -106,6 +121,8 @@ class Clients:
         if uid != os.geteuid():
             connection.close()
             return
+        if self._run is not None and self._run.awaited == pid:
+            self._run.awaited = None
         worker = Worker(next(self._numbers), pid, connection)
         self._workers.add(worker)
         self._attend(worker)
@@ -191,8 +208,8 @@ class Clients:
         task.add_done_callback(self._tasks.discard)
 
     async def _take_leave(self, worker: Worker) -> None:
-        if self._workers == {worker}:
-            self._deserted()
+        if self._workers == {worker} and self._run is not None and self._run.awaited is None:
+            self._run.deserted()
         try:
             await self._bury(worker)
         finally:  # whatever came of it, the gateway ends with its last client

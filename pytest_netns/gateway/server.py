@@ -17,7 +17,7 @@ from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
 from pytest_netns.gateway import listeners, rulesets
 from pytest_netns.gateway.browsing import Browsing
-from pytest_netns.gateway.conversation import Clients, Reply
+from pytest_netns.gateway.conversation import Clients, Reply, Run
 from pytest_netns.gateway.egress import EgressControl
 from pytest_netns.gateway.factory import Factory, Leaf
 from pytest_netns.gateway.flows import OUTSIDE, FlowLog
@@ -87,16 +87,10 @@ class Gateway:
             self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
         )
 
-    async def serve(
-        self, listener: socket.socket, observers: socket.socket, starter: int, deserted: Callable[[], None]
-    ) -> None:
-        """Serve until the last client has gone, or the process ``starter`` refers to, before there was any.
-
-        Those who come to look, through ``observers``, count for nothing. ``deserted`` is called when the last client
-        has gone, before what it left is seen to.
-        """
+    async def serve(self, listener: socket.socket, observers: socket.socket, run: Run) -> None:
+        """Serve until the run is over; those who come to look, through ``observers``, count for nothing."""
         self._watchers.listen(observers)
-        await self._clients.serve(listener, starter, deserted)
+        await self._clients.serve(listener, run)
 
     def live(self) -> list[LiveLeaf]:
         """Return the leaves that are alive."""

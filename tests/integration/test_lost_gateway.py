@@ -91,6 +91,20 @@ def test_in_another_workers_test(suite: Suite) -> None:
     result.stdout.fnmatch_lines([REASON])
 
 
+@requires("pytest-xdist")
+def test_a_worker_that_notices_late(suite: Suite) -> None:
+    """The new one waits for it, though all who have come by then have gone: an ordinary user could not have another."""
+    leaves = "def pytest_sessionfinish():\n    open(os.environ['PYTEST_XDIST_WORKER'], 'w').close()\n"
+    kill = "def test_1(server, kill):\n    while not os.path.exists('notes'): time.sleep(0.01)\n    kill()\n"
+    wait = "def test_1(server):\n    note(os.environ['PYTEST_XDIST_WORKER'])\n    me = open('notes').read().split()[-1]\n"
+    wait += "    while not os.path.exists({'gw0': 'gw1', 'gw1': 'gw0'}[me]): time.sleep(0.01)\n    time.sleep(0.5)\n"
+    rest = "def test_2(server): check()\n"
+    hook = f"import os\nif 'PYTEST_XDIST_WORKER' in os.environ:\n    {leaves.replace(chr(10), chr(10) + '    ')}"
+    suite.write(conftest=hook, test_a=KILL + wait + rest, test_b=KILL + kill + rest)
+    result = suite.run("--netns", "-n2", "--dist=loadfile", timeout=60)
+    assert result.parseoutcomes() == {"passed": 4, "errors": 2}
+
+
 @pytest.mark.parametrize("variable", [False, True], ids=["marked", "recording"])
 def test_other_modes(suite: Suite, *, variable: bool) -> None:
     """The new one is told what the old one was: whose tests ask, and that all is let through."""
