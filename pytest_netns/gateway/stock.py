@@ -105,12 +105,12 @@ class Stock:
             raise ValueError("leaves were made ahead of time for other wiring")
         shelf.failed = False
         shelf.adapt()
-        leaf: Leaf | asyncio.Future[Leaf]
+        loop = asyncio.get_running_loop()
         if shelf.ready:
-            leaf = shelf.ready.popleft()
-        else:
-            leaf = asyncio.get_running_loop().create_future()
-            shelf.waiting.append(leaf)
+            loop.call_soon(self._go_on)  # the factory would keep this thread from handing the leaf out first
+            return shelf.ready.popleft()
+        leaf: asyncio.Future[Leaf] = loop.create_future()
+        shelf.waiting.append(leaf)
         self._go_on()
         return leaf
 

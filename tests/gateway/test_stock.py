@@ -49,6 +49,7 @@ class Workshop:
     async def make_all(self) -> int:
         """Make leaves until no more are asked for; return how many."""
         before = self.made
+        await asyncio.sleep(0)  # what is handed out is replaced after that
         while self.asked:
             await self.make()
         return self.made - before
@@ -132,6 +133,7 @@ async def test_nothing_is_kept_for_who_has_gone(shop: Workshop) -> None:
     shop.stock.open(gone)
     await shop.make()
     shop.stock.take(gone)
+    await asyncio.sleep(0)
     shop.stock.close(gone)
     await shop.make_all()
     await shop.stock.stop()

@@ -96,7 +96,7 @@ def test_a_worker_that_notices_late(suite: Suite) -> None:
     """The new one waits for it, though all who have come by then have gone: an ordinary user could not have another."""
     leaves = "def pytest_sessionfinish():\n    open(os.environ['PYTEST_XDIST_WORKER'], 'w').close()\n"
     kill = "def test_1(server, kill):\n    while not os.path.exists('notes'): time.sleep(0.01)\n    kill()\n"
-    wait = "def test_1(server):\n    note(os.environ['PYTEST_XDIST_WORKER'])\n    me = open('notes').read().split()[-1]\n"
+    wait = "def test_1(server):\n    me = os.environ['PYTEST_XDIST_WORKER']\n    note(me)\n"
     wait += "    while not os.path.exists({'gw0': 'gw1', 'gw1': 'gw0'}[me]): time.sleep(0.01)\n    time.sleep(0.5)\n"
     rest = "def test_2(server): check()\n"
     hook = f"import os\nif 'PYTEST_XDIST_WORKER' in os.environ:\n    {leaves.replace(chr(10), chr(10) + '    ')}"
