@@ -38,7 +38,7 @@ MARK_CLAIMED: Final = 16
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 _ESTABLISHED: Final = 2
 _ESTABLISHED_OR_RELATED: Final = 2 | 4
-_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
+_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT, _MULTICAST_LISTENER_REPORT = 135, 136, 143
 _SYN, _SYN_ACK = b"\x02", b"\x12"
 _DNS: Final = 53
 _PRIORITY_RAW: Final = -300
@@ -51,6 +51,9 @@ def hub(relay_port: int, *, native_queue: bool) -> Table:
     """Return the hub's ruleset; ``relay_port`` is where the relay's transparent sockets listen."""
     queue = nft.queue(QUEUE) if native_queue else nft.queue_xtables(QUEUE)
     prerouting = [
+        # Each leaf sends some as it is made. What follows would look up the one route that all leaves' links have,
+        # which takes the kernel the longer the more leaves there are.
+        [*_icmpv6(_MULTICAST_LISTENER_REPORT), DROP],
         *_neighbour_discovery(),
         [*nft.fib_spoofed(), DROP],
         *_between_leaves(),
@@ -178,10 +181,14 @@ def _to_the_hub() -> list[Rule]:
 
 def _neighbour_discovery() -> list[Rule]:
     return [
-        [*nft.l4proto(_ICMPV6), *nft.transport_bytes(0, b"\xff", bytes([kind])), *nft.fib_local(scope), ACCEPT]
+        [*_icmpv6(kind), *nft.fib_local(scope), ACCEPT]
         for kind in (_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT)
         for scope in ("local", "multicast")
     ]
+
+
+def _icmpv6(kind: int) -> Rule:
+    return [*nft.l4proto(_ICMPV6), *nft.transport_bytes(0, b"\xff", bytes([kind]))]
 
 
 def leaf(own: Addresses, peer: tuple[Address, Address], alias: tuple[Address, Address]) -> bytes:
