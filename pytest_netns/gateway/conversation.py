@@ -65,14 +65,14 @@ class Clients:
         self._workers: set[Worker] = set()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._run: Run | None = None
+        self._run = Run(starter=-1, deserted=lambda: None)
 
     async def serve(self, listener: socket.socket, run: Run) -> None:
         """Serve until the last client has gone, or nobody comes: who started the run has ended, or takes too long."""
         self._run = run
         self.listen(listener)
         loop = asyncio.get_running_loop()
-        loop.add_reader(run.starter, self._starter_gone, run)
+        loop.add_reader(run.starter, self._starter_gone)
         lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
         await self._ended.wait()
         lonely.cancel()
@@ -94,13 +94,13 @@ class Clients:
         while worker.heard and self._read(worker):
             pass
 
-    def _starter_gone(self, run: Run) -> None:
-        asyncio.get_running_loop().remove_reader(run.starter)
-        run.awaited = None
+    def _starter_gone(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._run.starter)
+        self._run.awaited = None
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if not self._workers and (self._run is None or self._run.awaited is None):
+        if not self._workers and self._run.awaited is None:
             self._ended.set()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -121,7 +121,7 @@ class Clients:
         if uid != os.geteuid():
             connection.close()
             return
-        if self._run is not None and self._run.awaited == pid:
+        if self._run.awaited == pid:
             self._run.awaited = None
         worker = Worker(next(self._numbers), pid, connection)
         self._workers.add(worker)
@@ -208,7 +208,7 @@ class Clients:
         task.add_done_callback(self._tasks.discard)
 
     async def _take_leave(self, worker: Worker) -> None:
-        if self._workers == {worker} and self._run is not None and self._run.awaited is None:
+        if self._workers == {worker} and self._run.awaited is None:
             self._run.deserted()
         try:
             await self._bury(worker)
