@@ -194,18 +194,20 @@ def test_the_next_is_sound(suite: Suite, workers: tuple[str, ...]) -> None:
     assert "test_hostile.py::test_9_goes_on_twice left running, ended with SIG" in text
 
 
-def test_who_goes_on_twice_is_named(suite: Suite) -> None:
-    """A process that a test forked and let go on ends with the test, and runs no other one."""
-    suite.write(
-        test_twice="""
-import os
+TWICE = """
+import os, time
 from tools import note
 def test_1():
     os.fork()
 def test_2():
     note("ran")
+    time.sleep(0.3)  # in which the other one would run it, too
 """
-    )
+
+
+def test_who_goes_on_twice_is_named(suite: Suite) -> None:
+    """A process that a test forked and let go on ends with the test, and runs no other one."""
+    suite.write(test_twice=TWICE)
     result = suite.run("--netns", "-W", "ignore::DeprecationWarning")
     assert result.parseoutcomes()["passed"] == 2
     result.stdout.fnmatch_lines(["test_twice.py::test_1 left running, ended with SIG*: pid *: *pytest*"])
@@ -320,17 +322,7 @@ def test_who_gives_up_its_rights_in_a_worker(suite: Suite) -> None:
 @pytest.mark.parametrize("scope", ["module", "session"])
 def test_broader_scopes(suite: Suite, scope: str) -> None:
     """Where tests share a network, a forked pytest still does not go on."""
-    suite.write(
-        test_twice="""
-import os, time
-from tools import note
-def test_1():
-    os.fork()
-def test_2():
-    note("ran")
-    time.sleep(0.3)  # in which the other one would run it, too
-"""
-    )
+    suite.write(test_twice=TWICE)
     result = suite.run("--netns", f"--netns-scope={scope}", "-W", "ignore::DeprecationWarning")
     assert result.parseoutcomes()["passed"] == 2
     assert result.stdout.str().count(" passed") == 1
