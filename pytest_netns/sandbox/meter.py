@@ -13,7 +13,7 @@ __all__ = ["Account", "Meter", "children", "family", "proportional", "resident"]
 
 _PEAKS: Final = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}
 _OOM: Final = {1: "memory.oom_control", 2: "memory.events"}
-_MOST: Final = 1 << 16  # bytes of a file that are looked at
+_CHUNK: Final = 1 << 16  # bytes of a file that are read at a time
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -132,7 +132,7 @@ def _text(path: str) -> str:
     text = b""
     try:
         with contextlib.suppress(OSError):
-            while more := os.read(fd, _MOST):
+            while more := os.read(fd, _CHUNK):
                 text += more
     finally:
         os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import math
 import os
@@ -27,7 +28,7 @@ __all__ = ["Command", "Runner"]
 Command: TypeAlias = Union[str, "os.PathLike[str]", Sequence["str | os.PathLike[str]"]]
 
 
-class Runner:
+class Runner(abc.ABC):
     """What runs commands in a box.
 
     Attributes:
@@ -170,9 +171,9 @@ class Runner:
 
         return Shell(self, program, **kwargs)
 
+    @abc.abstractmethod
     def _finish(self, process: SandboxProcess, message: Message) -> Done:
         """Take in that a command has ended, and tell what it has come to."""
-        raise NotImplementedError
 
     def _check_open(self) -> None:
         if self._closed:
