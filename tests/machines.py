@@ -312,8 +312,8 @@ def on(*scenarios: str, command: list[str] | None = None) -> subprocess.Complete
 
 
 def player(*scenarios: str) -> list[str]:
-    """Return what stands before a command that is run on such a machine."""
-    return [sys.executable, __file__, *scenarios, "--"]
+    """Return what stands before a command that is run on such a machine, which is nothing where it lacks nothing."""
+    return [sys.executable, __file__, *scenarios, "--"] if scenarios else []
 
 
 def ran(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
