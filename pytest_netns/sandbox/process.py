@@ -227,7 +227,8 @@ class SandboxProcess:
     def _conclude(self, message: Message) -> None:
         self.exceeded = message["exceeded"]
         status: int = message["status"]
-        alive = self.exceeded is None and status != _KILLED
+        killed = status in (_KILLED, 128 + signal.SIGKILL)  # bubblewrap, or what it had started
+        alive = self.exceeded is None and not killed
         executed = message["executed"] or not alive or not message["set_up"]
         self._end(status if executed else _NOT_EXECUTED)
         self._done = self._finish(self, {**message, "status": self.returncode, "executed": executed})
