@@ -1,14 +1,15 @@
 """Ends each process of a run at each of its steps, in each way, and tells what came of it.
 
     python benchmarks/reliability/kills.py [--users root,tester] [--only TEXT] [--seconds N] [--signals KILL+INT]
-                                             [--seed N] [--share 1/4] [--skip N] [--verbose]
+                                             [--seed N] [--share 1/4] [--skip N] [--again FILE] [--verbose]
 
 For each case, a run of pytest --netns is stopped at a step by tests/steps/sitecustomize.py; then one of its processes
 gets a signal, and the others go on. The table says, for each phase and process, how many cases there were, how many
 runs hung, in how many something was left behind or otherwise wrong, and how long it took at the longest until nothing
 was left: processes, files, mounts, interfaces, control groups. Users other than root need that root may become them.
 The cases come in an order that the seed decides; several shares of them may run side by side, and each may leave out
-the first cases, those that it has gone through before.
+the first cases, those that it has gone through before. With --again it goes through those alone that a file names,
+which has what was printed before: without --verbose, that is of those that went wrong, or took more than 2 s.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def _run(options: argparse.Namespace) -> bool:
     adopt_orphans(wanted=True)
     wanted = [case for case in cases(root=os.geteuid() == 0) if options.only in case.name]
     wanted = [case for case in wanted if case.signals in options.signals.split("+")]
+    if options.again:
+        named = {line.rpartition(": ")[0] for line in Path(options.again).read_text(encoding="utf-8").splitlines()}
+        wanted = [case for case in wanted if case.name in named]
     random.Random(options.seed).shuffle(wanted)
     share, shares = map(int, options.share.split("/"))
     wanted = wanted[share - 1 :: shares][options.skip :]
@@ -87,8 +91,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", default="1/1")
     parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--again", default="", metavar="FILE")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
+    options.again = options.again and os.path.abspath(options.again)  # another user goes to another directory
     users = options.users.split(",")
     own = {"own", "root"} if os.geteuid() == 0 else {"own"}
     good = [_run(options) if user in own else not _as_user(user, options) for user in users]
