@@ -60,13 +60,31 @@ static void new_network(void)
 	filter = netlink(NETLINK_NETFILTER);
 }
 
-/* The data is a path, a zero, and what to write there. */
+/* The data is a directory, a name in it, and what to write there, with a zero between; without any, it is the end. */
 static void write_setting(const char *data, uint32_t length)
 {
-	size_t path = strlen(data) + 1;
-	int fd = opened(data, O_WRONLY);
-	if (write(fd, data + path, length - path) < 0)
-		err(1, "write %s", data);
+	static int directories[8], count = 0;
+	static const char *paths[8];
+	int at = 0;
+	if (!length) {
+		while (count)
+			close(directories[--count]);
+		return;
+	}
+	while (at < count && strcmp(paths[at], data))
+		at++;
+	if (at == count) {
+		if (count == 8)
+			errx(1, "settings in more than 8 directories");
+		paths[count] = data;
+		directories[count++] = opened(data, O_PATH | O_DIRECTORY);
+	}
+	const char *name = data + strlen(data) + 1, *value = name + strlen(name) + 1;
+	int fd = openat(directories[at], name, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		err(1, "open %s/%s", data, name);
+	if (write(fd, value, data + length - value) < 0)
+		err(1, "write %s/%s", data, name);
 	close(fd);
 }
 
@@ -145,7 +163,8 @@ static const char *play(const char *at, struct leaf *made)
 		at += sizeof *r + ((r->length + 3) & ~3u);
 		switch (r->op) {
 		case 'N': new_network(); break;
-		case 'S': write_setting(r->data, r->length); break;
+		case 'S':
+		case 'C': write_setting(r->data, r->length); break;
 		case 'R': request(route, r->data, r->length); break;
 		case 'F': request(filter, r->data, r->length); break;
 		case 'H': request(hub_route, r->data, r->length); break;

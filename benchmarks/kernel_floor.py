@@ -62,7 +62,9 @@ class _Recorder:
 
     def write(self, values: dict[str, str]) -> None:
         for key, value in values.items():
-            self.note("S", f"/proc/sys/{key}\0{value}".encode())
+            directory, name = hub.divided(key)
+            self.note("S", f"/proc/sys/{directory}\0{name}\0{value}".encode())
+        self.note("C")
         self._write(values)
 
     def hub_is(self, channel: NetlinkSocket) -> None:

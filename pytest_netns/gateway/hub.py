@@ -88,17 +88,35 @@ class Hub:
 
 
 def write_sysctls(values: dict[str, str]) -> None:
-    """Set kernel parameters of the calling thread's network namespace."""
-    for key, value in values.items():
-        path = f"/proc/sys/{key}"
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # a file object costs four times as much
+    """Set kernel parameters of the calling thread's network namespace, by their paths below /proc/sys."""
+    directories: dict[str, int] = {}
+    try:
+        for key, value in values.items():
+            parent, name = divided(key)
             try:
-                os.write(descriptor, value.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise KernelError(error.errno or errno.EIO, f"set {path} to {value!r}: {error.strerror}") from error
+                if parent not in directories:
+                    directories[parent] = os.open(f"/proc/sys/{parent}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directories[parent])
+                try:
+                    os.write(descriptor, value.encode())  # a file object costs four times as much
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                path = f"/proc/sys/{key}"
+                raise KernelError(error.errno or errno.EIO, f"set {path} to {value!r}: {error.strerror}") from error
+    finally:
+        for directory in directories.values():
+            os.close(directory)
+
+
+def divided(key: str) -> tuple[str, str]:
+    """Return where a kernel parameter is looked up, and under which name.
+
+    In /proc/sys/net the kernel keeps the directories of all network namespaces in one list, by name, which it goes
+    through each time that a path leads there.
+    """
+    net, family, name = key.split("/", 2)
+    return f"{net}/{family}", name
 
 
 def build() -> Hub:

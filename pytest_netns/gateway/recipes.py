@@ -27,6 +27,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # The largest that a veth takes. Loopback gets the same, so that a segment fits both when loopback is shared.
 _MTU: Final = 65535
+_LINK_LOCAL: Final = ipaddress.ip_network(f"{addressing.GATEWAY6}/{addressing.PREFIX6_LENGTH}", strict=False)
 _LAST_GROUP: Final = 2**31 - 1
 _SENTINEL: Final = Addresses(
     ipv4=ipaddress.IPv4Address("203.0.113.171"),
@@ -169,18 +170,19 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
 
 
 def _hub_side(addresses: Addresses) -> bytes:
-    # What is sent to a new IPv6 address the kernel takes in some time later; a route has it do so now.
     # Neighbours are told, not asked for: on a busy machine the kernel is late to join the group that IPv6 asks by.
+    # The prefix is a route of its own, as the kernel would add one for its anycast address to it, too; it goes through
+    # those to one destination, of all leaves, for each that is added.
     index, mac = addresses.hub_ifindex, addressing.mac(addresses.ipv4)
     return b"".join(
         (
             links.set_up(index),
             links.add_neighbour(index, addresses.ipv4, mac),
             links.add_neighbour(index, addresses.ipv6, mac),
-            links.add_address(index, addressing.GATEWAY6, addressing.PREFIX6_LENGTH),
+            links.add_address(index, addressing.GATEWAY6, 128, prefix_route=False),
             links.add_route(index, addresses.ipv4),
             links.add_route(index, addresses.ipv6),
-            links.add_local_route(index, ipaddress.ip_network(addressing.GATEWAY6)),
+            links.add_route(index, _LINK_LOCAL, append=True),
         )
     )
 
@@ -201,6 +203,7 @@ def _leaf_side(addresses: Addresses) -> bytes:
             links.add_neighbour(ETH0_INDEX, addressing.GATEWAY6, hub_mac),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),
+            # What is sent to a new IPv6 address the kernel takes in some time later; a route has it do so now.
             links.add_local_route(ETH0_INDEX, ipaddress.ip_network(addresses.ipv6)),
             # IPv6 takes ::1 from a link only where a route names that link; see the ruleset.
             links.add_local_route(ETH0_INDEX, ipaddress.ip_network("::1/128")),

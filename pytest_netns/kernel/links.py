@@ -26,7 +26,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from pytest_netns.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, encode
+from pytest_netns.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, encode
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -153,15 +153,20 @@ def add_address(
 
 def add_route(
     index: int,
-    destination: Address | ipaddress.IPv4Network | None,
+    destination: Address | ipaddress.IPv4Network | ipaddress.IPv6Network | None,
     gateway: Address | None = None,
     *,
     family: int = 0,
     replace: bool = False,
+    append: bool = False,
 ) -> bytes:
-    """Route one address, a network, or everything where ``destination`` is None, out of an interface."""
+    """Route one address, a network, or everything where ``destination`` is None, out of an interface.
+
+    It may ``replace`` another route to the same, or be one more by ``append``; else that is an error.
+    """
+    flag = NLM_F_REPLACE if replace else NLM_F_APPEND if append else NLM_F_EXCL
     length: int = 0 if destination is None else destination.max_prefixlen
-    if isinstance(destination, ipaddress.IPv4Network):
+    if isinstance(destination, (ipaddress.IPv4Network, ipaddress.IPv6Network)):
         length, destination = destination.prefixlen, destination.network_address
     known = destination or gateway
     attributes: list[tuple[str, Any]] = [("RTA_OIF", index)]
@@ -178,7 +183,7 @@ def add_route(
         "type": _RTN_UNICAST,
         "flags": _RTNH_F_ONLINK if gateway else 0,
     }
-    return encode(rtmsg(), RTM_NEWROUTE, NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL), fields, attributes)
+    return encode(rtmsg(), RTM_NEWROUTE, NLM_F_CREATE | flag, fields, attributes)
 
 
 def add_local_route(
