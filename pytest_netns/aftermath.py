@@ -38,13 +38,17 @@ class Aftermath:
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Let no second process go on as pytest, and give the first back its limits; it ends without its files."""
+        """Let no second process go on as pytest, give the first back its limits, and note what else has changed.
+
+        It ends without its files.
+        """
         __tracebackhide__ = True
         stay = self._isolation.session.stay
         if self._isolation.leaf is None or stay is None:
             return (yield)
         pid, limits, ours = _getpid(), [_getrlimit(one) for one in _LIMITS], stay.descriptors()
-        files = [_inode(descriptor) for descriptor in ours]
+        files, leaf, traits = [_inode(one) for one in ours], self._isolation.leaf, self._isolation.traits
+        traits.begin()
         try:
             return (yield)
         finally:
@@ -52,6 +56,7 @@ class Aftermath:
                 _wait_for_the_end()
             for one, before in zip(_LIMITS, limits, strict=True):
                 _restore(one, before)
+            traits.end(item, leaf.changes)
             if [_inode(descriptor) for descriptor in ours] != files:
                 _deprived(item, self._terminal)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -12,15 +12,17 @@ from pytest_netns.settings import Scope
 if TYPE_CHECKING:
     from pytest_netns.scoping import Leaf
     from pytest_netns.session import Session
+    from pytest_netns.traits import Traits
 
 __all__ = ["Detour"]
 
 
 class Whereabouts(Protocol):
-    """Who knows the leaf of the test that is running."""
+    """Who knows the leaf of the test that is running, and sees what its body changes."""
 
     session: Session
     leaf: Leaf | None
+    traits: Traits
 
 
 def outlives(leaf: Leaf, scope: Scope, node: pytest.Item | pytest.Collector) -> bool:
@@ -37,6 +39,7 @@ class Detour:
         self._where = where
         self._leaf = None if leaf is None or outlives(leaf, scope, node) else leaf
         self._back: Callable[[], None] | None = None
+        self._seen: list[Any] | None = None
         if self._leaf is not None:
             self._leaf.tenants += 1
 
@@ -45,12 +48,15 @@ class Detour:
         stay = self._where.session.stay
         if stay is None:
             return
+        self._seen = self._where.traits.glimpse()
         place = self._leaf.place if self._leaf is not None else stay.traveller.base
         self._back = stay.traveller.visit(place)
 
     def end(self) -> None:
         """Come back; where it was never begun, do nothing."""
         back, self._back = self._back, None
+        seen, self._seen = self._seen, None
+        self._where.traits.spare(seen)
         if back is not None:
             back()
 

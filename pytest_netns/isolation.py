@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_netns import report, values
+from pytest_netns import values
 from pytest_netns.aftermath import plainly, strand
 from pytest_netns.detours import Detour
 from pytest_netns.errors import GatewayError, KernelError, NamespaceClosedError, NetnsError
@@ -21,6 +21,8 @@ from pytest_netns.report import RECORD
 from pytest_netns.session import Role
 from pytest_netns.settings import ItemSettings, Mode, Scope, SettingsError
 from pytest_netns.telling import Telling
+from pytest_netns.traits import Traits
+from pytest_netns.warning import warn_of
 
 if TYPE_CHECKING:
     from pytest_netns.namespace import Namespace
@@ -42,6 +44,7 @@ class Isolation:
         self._refusal: BaseException | None = None
         self.kept: Leaf | None = None
         self.telling = Telling(session)
+        self.traits = Traits()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -274,6 +277,6 @@ class Isolation:
         record = item.stash.get(RECORD, None)
         for leaf in leases.left(nextitem):
             leftovers = leases.release(leaf, self._foreseen(nextitem))
-            report.warn_of_threads(item, leftovers)
+            warn_of(item, leftovers)
             if record is not None:
                 record.add(leftovers)

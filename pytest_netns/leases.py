@@ -19,6 +19,7 @@ from pytest_netns.namespace import Namespace
 from pytest_netns.scoping import Leaf, Place, leaf_node
 from pytest_netns.settings import ItemSettings, Scope
 from pytest_netns.tally import OUTSIDE
+from pytest_netns.traits import put_back
 from pytest_netns.visit import is_guest
 
 if TYPE_CHECKING:
@@ -36,19 +37,21 @@ _PATIENCE: Final = 0.25  # seconds for a thread that is about to end anyway
 
 
 class Leftovers(NamedTuple):
-    """What was still running in a leaf when it was released.
+    """What was still running in a leaf when it was released, or still changed in the process.
 
     Attributes:
         leaf: the leaf's name.
         threads: those that go on.
         processes: those that were ended, each with the signal that did it.
         starters: the tests that started them, by process id and by thread, as far as several shared the leaf.
+        changes: what was put back that tests had changed in the process, each with the test.
     """
 
     leaf: str
     threads: list[threading.Thread]
     processes: list[tuple[Process, str]]
     starters: Mapping[int | threading.Thread, pytest.Item]
+    changes: list[tuple[str, pytest.Item]]
 
 
 class Leases:
@@ -157,7 +160,10 @@ class Leases:
             yield self._own
 
     def release(self, leaf: Leaf, following: tuple[str, ItemSettings] | None = None) -> Leftovers:
-        """Give the leaf back, and end the processes that are left in it; the worker leaf is kept until the very end.
+        """Give the leaf back, end the processes that are left in it, and put back what its tests left changed.
+
+        The worker leaf is kept until the very end. Signals are as before only once no process of the leaf is left to
+        send any.
 
         Args:
             leaf: the leaf.
@@ -173,10 +179,12 @@ class Leases:
             threads = [] if leaf is self._own else self._left_threads(leaf)
             ended = _end_left(leaf.namespace, leaf.since)
         except Exception:
+            put_back(leaf.changes)
             self._give_back(leaf, following)
             raise
+        changes = put_back(leaf.changes)
         self._give_back(leaf, following)
-        return Leftovers(leaf.namespace.name, threads, ended, leaf.starters)
+        return Leftovers(leaf.namespace.name, threads, ended, leaf.starters, changes)
 
     def _give_back(self, leaf: Leaf, following: tuple[str, ItemSettings] | None) -> None:
         if leaf is self._own:

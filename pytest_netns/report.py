@@ -1,4 +1,4 @@
-"""What the user reads of a run and its tests: the header, the section of a failed test, warnings."""
+"""What the user reads of a run and its tests: the header, the section of a failed test."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import os
 import re
 import shlex
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -42,12 +41,12 @@ __all__ = [
     "leaf_line",
     "remedy",
     "shortened",
-    "warn_of_threads",
 ]
 
 TITLE: Final = "netns"
 TEARDOWN: Final = "netns teardown"
 LEFT: Final = "left running"
+CHANGED: Final = "left changed"
 BLOCKED: Final = "blocked"
 ENDING: Final = re.compile(rf"{LEFT}(?: by (.*?))?, (ended with SIG.*)")
 _AT_MOST: Final = 20
@@ -56,7 +55,7 @@ RECORD = pytest.StashKey["Record"]()
 
 
 class NetnsWarning(pytest.PytestWarning):
-    """A test left something behind that outlives its network."""
+    """A test left something behind that outlives its network, or would have."""
 
 
 @dataclass
@@ -73,6 +72,7 @@ class Record:
         told: what the failure of the current phase tells of attempts, which then need not be told again.
         ended: the processes that were left, with the signal that ended each, and the test that had started it.
         threads: the names of the threads that were left, each with the test that had started it.
+        changes: what was put back that a test had changed in the process, each with the test.
         further: the leaves that it has made beside its own.
         setup: how long it took to get the leaf, in seconds.
         failed: whether any phase of it has failed.
@@ -90,6 +90,7 @@ class Record:
     told: str = ""
     ended: list[tuple[Process, str, str]] = field(default_factory=list)
     threads: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[tuple[str, str]] = field(default_factory=list)
     further: list[Namespace] = field(default_factory=list)
     setup: float = 0.0
     failed: bool = False
@@ -147,6 +148,7 @@ class Record:
         for process, how in left.processes:
             self.ended.append((process, how, self._starter(left, process.pid)))
         self.threads += [(thread.name, self._starter(left, thread)) for thread in left.threads]
+        self.changes += [(what, item.nodeid) for what, item in left.changes]
 
     def endings(self) -> list[str]:
         """Return a line for each process that was left and had to be ended."""
@@ -158,6 +160,10 @@ class Record:
     def strays(self) -> list[str]:
         """Return a line for each thread that was left, and goes on."""
         return [f"{LEFT}{self._by(test)}: thread {name}" for name, test in self.threads]
+
+    def amends(self) -> list[str]:
+        """Return a line for all that was left changed, and is put back."""
+        return shortened([f"{CHANGED}{self._by(test)}: {what}" for what, test in self.changes])
 
     def _starter(self, left: Leftovers, what: int | threading.Thread) -> str:
         starter = left.starters.get(what)
@@ -220,29 +226,3 @@ def header(settings: Settings, page: str | None = None) -> str:
     if page is not None:
         words.append(f"leaves at {page}")
     return f"netns: {', '.join(words)}"
-
-
-def warn_of_threads(item: pytest.Item, left: Leftovers) -> None:
-    """Warn of threads that were left running, by ``item`` unless another test is known to have started them."""
-    by_test: dict[pytest.Item, list[threading.Thread]] = {}
-    for thread in left.threads:
-        by_test.setdefault(left.starters.get(thread, item), []).append(thread)
-    for starter, threads in by_test.items():
-        _warn_of_threads(starter, left.leaf, threads)
-
-
-def _warn_of_threads(item: pytest.Item, leaf: str, threads: Sequence[threading.Thread]) -> None:
-    """Warn without failing a run that makes errors of warnings."""
-    names = ", ".join(thread.name for thread in threads)
-    text = f"{item.nodeid} left running in its network, {leaf}, which is gone now: {_count(threads)} {names}"
-    path, line, _ = item.location
-    try:
-        warnings.warn_explicit(NetnsWarning(text), NetnsWarning, path, (line or 0) + 1)
-    except NetnsWarning as warning:
-        message = warnings.WarningMessage(warning, NetnsWarning, path, (line or 0) + 1)
-        known = {"warning_message": message, "nodeid": item.nodeid, "when": "runtest", "location": None}
-        item.ihook.pytest_warning_recorded.call_historic(kwargs=known)
-
-
-def _count(threads: Sequence[threading.Thread]) -> str:
-    return "thread" if len(threads) == 1 else f"{len(threads)} threads"

@@ -22,6 +22,7 @@ from pytest_netns.settings import Scope
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import LeafGrant
     from pytest_netns.namespace import Namespace
+    from pytest_netns.traits import Change
 
 __all__ = ["ENVIRONMENT", "Leaf", "Place", "Traveller", "leaf_node"]
 
@@ -87,6 +88,7 @@ class Leaf:
         tenants: how many fixtures that outlive a test have been set up in it, and not yet torn down.
         starters: the tests that started what is running in it, by process id and by thread, where it is shared.
         seen: the last process id that had been given out when its starters were last looked for.
+        changes: what the bodies of its tests have left changed in the process, to be put back with its end.
     """
 
     place: Place
@@ -97,6 +99,7 @@ class Leaf:
     tenants: int = 0
     starters: dict[int | threading.Thread, pytest.Item] = field(default_factory=dict)
     seen: int | None = None
+    changes: dict[int, Change] = field(default_factory=dict)
 
 
 def leaf_node(item: pytest.Item, scope: Scope) -> pytest.Item | pytest.Collector:

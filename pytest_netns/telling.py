@@ -36,7 +36,7 @@ class Telling:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[Any]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Tell what there was in a failed test's network, and what any test left running."""
+        """Tell what there was in a failed test's network, and what any test left running, or changed."""
         result = yield
         record = item.stash.get(RECORD, None)
         if record is not None:
@@ -45,7 +45,7 @@ class Telling:
             title = TITLE
             if result.when == "teardown":
                 title = TEARDOWN  # pytest shows it with a failure of the test, too
-                lines += record.endings() + record.strays()
+                lines += record.endings() + record.strays() + record.amends()
                 del item.stash[RECORD]
             if lines:
                 result.sections.append((title, "\n".join(lines)))

@@ -41,8 +41,10 @@ LAYERS = (
         "strict",
         "tally",
         "telling",
+        "traits",
         "values",
         "verbose",
+        "warning",
     },
     {"__main__", "cli", "fixtures", "plugin"},
 )

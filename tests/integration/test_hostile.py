@@ -49,6 +49,12 @@ import asyncio, contextlib, errno, os, resource, signal, socket, subprocess, sys
 from sound import LIBC, ROOT, call, check, mighty
 
 KEPT = socket.socket, time.time, time.monotonic, time.sleep
+SIGNALS = sorted(signal.valid_signals())
+HANDLERS = [signal.getsignal(number) for number in SIGNALS]
+os.umask(0o022)
+
+def broken(*_, **__):
+    raise RuntimeError("broken")
 
 def test_0(): check()
 
@@ -60,13 +66,16 @@ def test_1(): check()
 
 def test_2_changes_the_process():
     os.umask(0o777)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, broken)
     os.environ.clear()
 
-def test_2():
-    os.umask(0o022)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def test_2(tmp_path):
+    assert HANDLERS == [signal.getsignal(number) for number in SIGNALS]
+    tmp_path.joinpath("file").write_text("")
+    assert tmp_path.joinpath("file").stat().st_mode & 0o777 == 0o644
     os.environ["PATH"] = "/usr/bin:/bin"
     check()
 
@@ -96,9 +105,6 @@ def test_5_may_open_nothing():
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 def test_5(): check()
-
-def broken(*_, **__):
-    raise RuntimeError("broken")
 
 def test_6_replaces_functions(monkeypatch):
     for module, name in ((os, "close"), (os, "open"), (socket, "socket"), (time, "time"), (time, "monotonic")):
@@ -184,6 +190,11 @@ def test_the_next_is_sound(suite: Suite, workers: tuple[str, ...]) -> None:
     assert {key: value for key, value in result.parseoutcomes().items() if key != "warnings"} == {"passed": 29}
     text = result.stdout.str()
     assert text.count(" passed") == 1
+    assert (
+        "test_hostile.py::test_2_changes_the_process left changed in its process, where it is put back now: "
+        "umask 0777, SIGHUP ignored, SIGINT ignored, SIGUSR1 handled by broken, SIGPIPE at its default, "
+        "SIGALRM ignored, SIGTERM ignored, SIGCHLD ignored"
+    ) in text
     assert re.search(
         r"test_7_leaves_threads left running in its network, (main|gw0)-t\d+, .*left-0, left-1, left-2", text
     )
