@@ -67,14 +67,9 @@ def start(config: pytest.Config, settings: Settings) -> None:
     if settings.mode is Mode.OFF or not settings.said or _XDIST_WORKER in os.environ:
         return
     from pytest_netns.gateway.launch import begin  # noqa: PLC0415
-    from pytest_netns.gateway.paths import remove, run_directory  # noqa: PLC0415
+    from pytest_netns.gateway.paths import directory_of  # noqa: PLC0415
 
-    directory = run_directory(run_id(config))
-    try:
-        config.stash[_BEGUN] = begin(directory)
-    except BaseException:  # Ctrl-C among them
-        remove(directory)
-        raise
+    config.stash[_BEGUN] = begin(directory_of(run_id(config)))
     config.add_cleanup(functools.partial(_abandon, config))
 
 

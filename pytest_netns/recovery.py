@@ -11,7 +11,6 @@ from pytest_netns.errors import NetnsError
 from pytest_netns.session import explained
 
 if TYPE_CHECKING:
-    from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.session import Session
 
 __all__ = ["LOSS", "recover"]
@@ -47,11 +46,11 @@ def _hand_over(session: Session) -> None:
     if stay.returns:
         back = stay.traveller.visit(stay.host)  # where a gateway belongs, if one has to be started
         try:
-            _reconnect(session, client, may_start=True)
+            client.reconnect(session.directory())
         finally:
             back()
     else:
-        _reconnect(session, client, may_start=False)
+        client.reconnect(session.directory(), may_start=False)
     session.losses += 1
     session.direct(client)
     leaf = worker.descriptors() if worker is not None else None
@@ -59,10 +58,3 @@ def _hand_over(session: Session) -> None:
     if worker is not None and grant is not None:
         worker.rewire(grant)
     stay.leases.renew()
-
-
-def _reconnect(session: Session, client: GatewayClient, *, may_start: bool) -> None:
-    try:
-        client.reconnect(session.directory(), may_start=may_start)
-    except FileNotFoundError:  # the one that was to follow could not start, and has taken the run's directory away
-        client.reconnect(session.directory(), may_start=may_start)

@@ -165,20 +165,20 @@ class Session:
 
     def _connect(self) -> GatewayClient:
         from pytest_netns.gateway.client import GatewayClient  # noqa: PLC0415
-        from pytest_netns.gateway.launch import clear  # noqa: PLC0415
-        from pytest_netns.gateway.paths import FLOWS_NAME, directory_of  # noqa: PLC0415
+        from pytest_netns.gateway.launch import begin, clear  # noqa: PLC0415
+        from pytest_netns.gateway.paths import FLOWS_NAME  # noqa: PLC0415
 
-        begun = early.taken(self.config)
+        directory, begun = self.directory(), early.taken(self.config)
         early.settle()
         try:
-            self.client = GatewayClient.connect(self.directory(), begun)
-        except FileNotFoundError:  # the gateway of another worker has just ended, and took the directory with it
-            self.client = GatewayClient.connect(self.directory())
+            if begun is None and self.role is not Role.WORKER:  # nobody else looks for one before this process has it
+                begun = begin(directory)
+            self.client = GatewayClient.connect(directory, begun)
         except BaseException:
-            clear(directory_of(self.run_id))
+            clear(directory)
             raise
         if self.outputs.report is not None and self.role is not Role.WORKER:
-            self.outputs.flows = str(self.directory() / FLOWS_NAME)
+            self.outputs.flows = str(directory / FLOWS_NAME)
         _log.info("connected to the gateway of run %s", self.run_id)
         self._cleanup.callback(self._disconnect, self.client)
         self.direct(self.client)
@@ -193,20 +193,20 @@ class Session:
 
     def _disconnect(self, client: GatewayClient) -> None:
         from pytest_netns.gateway.launch import clear  # noqa: PLC0415
-        from pytest_netns.gateway.paths import directory_of, remove  # noqa: PLC0415
+        from pytest_netns.gateway.paths import remove  # noqa: PLC0415
 
         client.close()
-        directory = directory_of(self.run_id)  # the gateway removes it, too, at this very moment
+        directory = self.directory()  # the gateway removes it, too, at this very moment
         if client.lost:
             clear(directory)  # looks for one that has taken over, which may wait for this process
         if self.role is not Role.WORKER:  # the last one that goes, so that it need not matter how the gateway ends
             remove(directory)
 
     def directory(self) -> Path:
-        """Return where the run keeps its socket and lock, made where it is not there."""
-        from pytest_netns.gateway.paths import run_directory  # noqa: PLC0415
+        """Return where the run keeps its socket and lock; the gateway makes it."""
+        from pytest_netns.gateway.paths import directory_of  # noqa: PLC0415
 
-        return run_directory(self.run_id)
+        return directory_of(self.run_id)
 
     def _publish(self, client: GatewayClient, port: int) -> None:
         try:

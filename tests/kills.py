@@ -112,6 +112,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, tuple[str, ...], int], ...]]] = {
     "start-up": (
         ("kernel.privilege:enter_user_namespace", _BOTH, 1),
         ("gateway.launch:begin", _BOTH, 1),
+        ("gateway.paths:make", _BOTH, 1),
         ("gateway.launch:finish", _BOTH, 1),
         ("gateway.server:Gateway.start", _ONE, 1),
         ("gateway.factory:Factory.start", _BOTH, 1),

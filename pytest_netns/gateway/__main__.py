@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from pytest_netns.errors import NetnsError, describe
+from pytest_netns.errors import NetnsError
 from pytest_netns.gateway import paths
 from pytest_netns.gateway.paths import OBSERVERS_NAME, SOCKET_NAME, short_path
 
@@ -106,11 +106,18 @@ def _listener(path: Path) -> socket.socket:
     return listener
 
 
-def _leave(directory: Path, inode: int | None) -> None:
+def _leave(directory: Path, held: int) -> None:
     """Remove the run's directory; not one that has taken its place, as the next gateway of the same run makes it."""
     with contextlib.suppress(OSError):
-        if directory.stat().st_ino == inode:  # which is nobody else's, as whoever started this one has it held open
+        if os.path.samestat(directory.stat(), os.fstat(held)):
             paths.remove(directory)
+
+
+def _text(error: NetnsError | OSError) -> str:
+    """Return an error's text without what is told beside it, its kind and its number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
 
 
 def main() -> None:
@@ -118,10 +125,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
         signal.signal(number, signal.SIG_IGN)
     directory, ready = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "wb", buffering=0)
-    inode = None
+    held = None
     try:
-        inode = directory.stat().st_ino
-        leave = functools.partial(_leave, directory, inode)
+        paths.make(directory)
+        held = paths.hold(directory)  # with all that this process becomes, its understudy and those that follow
+        leave = functools.partial(_leave, directory, held)
         start = _begin()
         sys.setswitchinterval(0.0002)  # the factory's thread must not keep an answer waiting for 5 ms
         _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -134,11 +142,12 @@ def main() -> None:
     except (NetnsError, OSError) as error:
         if ready.closed:  # it has served already
             raise
-        report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
+        report = {"error": _text(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
         _tell(ready, report)
     finally:
-        paths.sweep(directory.parent)
-        _leave(directory, inode)
+        if held is not None:  # or the directory, and the one that it is in, may be a stranger's
+            paths.sweep(directory.parent)
+            _leave(directory, held)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple, Protocol
 
 from pytest_netns.errors import GatewayError
 from pytest_netns.gateway.inquiries import Inquiries
-from pytest_netns.gateway.launch import START_TIMEOUT, Begun, begin, dial, find, finish, log
+from pytest_netns.gateway.launch import Begun, dial, find, find_or_start, start
 from pytest_netns.gateway.line import Received
-from pytest_netns.gateway.paths import LOCK_NAME, directory_of, run_directory
+from pytest_netns.gateway.paths import directory_of, run_directory
 
 __all__ = ["GatewayClient", "LeafGrant", "run_directory"]
 
@@ -61,8 +61,8 @@ class GatewayClient(Inquiries):
         """Connect to the gateway of a run, starting it where none answers.
 
         Args:
-            run_dir: the run's directory.
-            begun: the run's gateway, where the caller has started it.
+            run_dir: the run's directory, which may not exist yet.
+            begun: the run's gateway, where the caller has started it, and nobody else looks for it yet.
             may_start: whether the caller is where a gateway belongs, in the host's network.
 
         Raises:
@@ -70,22 +70,11 @@ class GatewayClient(Inquiries):
             UnsupportedError: this machine lacks something that the hub needs.
             GatewayError: the gateway did not start, or does not answer.
         """
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
-
-        try:
-            with FileLock(run_dir / LOCK_NAME, timeout=START_TIMEOUT):
-                connection = None if begun else find(run_dir)
-                if connection is None and not may_start:
-                    raise GatewayError(_NO_OTHER)
-                # Whoever kills one that has just been started does not do so twice.
-                if connection is None and (finish(begun or begin(run_dir)) or finish(begin(run_dir))):
-                    connection = dial(run_dir)
-        except Timeout as error:
-            msg = f"another process held {run_dir / LOCK_NAME} for over {START_TIMEOUT:.0f} s; end it and run again"
-            raise GatewayError(msg) from error
+        if begun is not None:
+            return cls(start(run_dir, begun))
+        connection = find_or_start(run_dir) if may_start else find(run_dir)
         if connection is None:
-            msg = f"the gateway in {run_dir} ended as soon as it was started\n{log(run_dir)}"
-            raise GatewayError(msg)
+            raise GatewayError(_NO_OTHER)
         return cls(connection)
 
     @classmethod

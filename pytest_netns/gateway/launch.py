@@ -11,13 +11,24 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from pytest_netns.errors import GatewayError, KernelError, UnsupportedError
 from pytest_netns.gateway import protocol
-from pytest_netns.gateway.paths import LOCK_NAME, LOG_NAME, SOCKET_NAME, hold, is_held, remove, short_path
+from pytest_netns.gateway.paths import (
+    ATTEMPTS,
+    SOCKET_NAME,
+    is_held,
+    is_there,
+    locked,
+    make,
+    remove,
+    removed,
+    short_path,
+)
 from pytest_netns.kernel import privilege
 
 TIMEOUT: Final = 10.0  # seconds for any one answer
@@ -27,6 +38,7 @@ SILENCE: Final = "; it is stopped, or the machine is overloaded: let it go on, o
 
 _LOG_TAIL: Final = 2000
 _POLL: Final = 0.01  # seconds
+_LIVES: Final = 2  # of a new gateway: whoever kills one that has just been started does not do so twice
 
 
 def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> socket.socket | None:
@@ -54,6 +66,8 @@ def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> so
 
 def find(run_dir: Path) -> socket.socket | None:
     """Connect to the gateway that serves a run, be it only about to, after one that was killed; None where none is."""
+    if not is_there(run_dir):
+        return None
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         connection = dial(run_dir)
@@ -62,64 +76,98 @@ def find(run_dir: Path) -> socket.socket | None:
         time.sleep(_POLL)
 
 
+def find_or_start(run_dir: Path) -> socket.socket:
+    """Connect to the gateway of a run, whoever comes first starting it.
+
+    Raises:
+        KernelError, UnsupportedError, GatewayError: see ``GatewayClient.connect``.
+    """
+    for _ in range(ATTEMPTS):
+        make(run_dir)
+        with locked(run_dir, START_TIMEOUT) as is_in_place:
+            connection = find(run_dir)
+            if connection is None and is_in_place():  # or one has just ended, and taken the directory away
+                connection = start(run_dir)
+        if connection is not None:
+            return connection
+    raise removed(run_dir)
+
+
 class Begun(NamedTuple):
-    """A gateway that is about to serve a run; ``finish`` closes the descriptors.
+    """A gateway that is about to serve a run; ``start`` closes the descriptors.
 
     Attributes:
         run_dir: the run's directory.
         process: what gives way to the gateway.
         ready: the descriptor on which it reports.
-        held: the one that keeps the directory from being swept.
+        log: the file that it writes to, which has no name.
     """
 
     run_dir: Path
     process: subprocess.Popen[bytes]
     ready: int
-    held: int
+    log: IO[bytes]
 
 
 def begin(run_dir: Path) -> Begun:
-    """Start the gateway; ``finish`` has to follow."""
-    (run_dir / SOCKET_NAME).unlink(missing_ok=True)
-    held = hold(run_dir)
-    ready, told = os.pipe()
-    try:
-        with (run_dir / LOG_NAME).open("wb") as output, privilege.inheritable():
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pytest_netns.gateway", str(run_dir), str(told)],
-                cwd="/",  # nothing in the user's directory is taken for a module
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[told, held],
-                start_new_session=True,
-            )
-    except BaseException:
-        os.close(ready)
-        os.close(held)
-        raise
-    finally:
-        os.close(told)
-    return Begun(run_dir, process, ready, held)
+    """Start the gateway; ``start`` has to follow.
+
+    It makes the run's directory itself, so that there is none without a process that will remove it.
+    """
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        ready, told = os.pipe()
+        stack.callback(os.close, ready)
+        try:
+            with privilege.inheritable():
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "pytest_netns.gateway", str(run_dir), str(told)],
+                    cwd="/",  # nothing in the user's directory is taken for a module
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[told],
+                    start_new_session=True,
+                )
+        finally:
+            os.close(told)
+        stack.pop_all()
+    return Begun(run_dir, process, ready, log)
+
+
+def start(run_dir: Path, begun: Begun | None = None) -> socket.socket:
+    """Connect to a new gateway, which may have been begun already; its errors become ours.
+
+    Raises:
+        KernelError, UnsupportedError, GatewayError: see ``GatewayClient.connect``.
+    """
+    for _ in range(_LIVES):
+        begun = begun or begin(run_dir)
+        with begun.log:
+            connection = find(run_dir) if finish(begun) else None
+            last_words = _log(begun)
+        if connection is not None:
+            return connection
+        begun = None
+    raise GatewayError(f"the gateway in {run_dir} ended as soon as it was started\n{last_words}")
 
 
 def finish(begun: Begun) -> bool:
     """Wait until a gateway that was started serves; its errors become ours. False where it has ended without a word."""
-    run_dir, process, ready, held = begun
+    _, process, ready, _ = begun
     try:
         report = _read_report(ready)
     finally:
         os.close(ready)
-        os.close(held)
     if report is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()  # it has given way to the gateway long since, which is nobody's child
     if report is None:
-        raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s\n{log(run_dir)}")
+        raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s\n{_log(begun)}")
     if report.get("error"):
-        raise _start_error(report, log(run_dir))
+        raise _start_error(report, _log(begun))
     return bool(report["serves"])
 
 
@@ -151,12 +199,8 @@ def _start_error(report: dict[str, Any], log: str) -> Exception:
 
 def clear(run_dir: Path) -> None:
     """Remove the directory of a run whose gateway was killed, unless there is another one."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
-
-    if not os.path.isdir(run_dir):  # the lock would make it
-        return
-    with contextlib.suppress(OSError, Timeout, GatewayError), FileLock(run_dir / LOCK_NAME, timeout=0):
-        if dial(run_dir) is None:
+    with contextlib.suppress(OSError, GatewayError), locked(run_dir, timeout=0) as is_in_place:
+        if is_in_place() and dial(run_dir) is None:
             remove(run_dir)
 
 
@@ -167,9 +211,8 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def log(run_dir: Path) -> str:
-    """Return the end of what a gateway has written to its log; nothing where there is none."""
-    try:
-        return (run_dir / LOG_NAME).read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
-    except OSError:
-        return ""
+def _log(begun: Begun) -> str:
+    """Return the end of what a gateway has written to its log."""
+    log = begun.log.fileno()
+    since = max(0, os.fstat(log).st_size - _LOG_TAIL)
+    return os.pread(log, _LOG_TAIL, since).decode(errors="replace")  # the gateway goes on to write where it was

@@ -10,7 +10,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +22,12 @@ PREFIX: Final = "pytest-netns-"
 SOCKET_NAME: Final = "gateway.sock"
 OBSERVERS_NAME: Final = "look.sock"
 LOCK_NAME: Final = "lock"
-LOG_NAME: Final = "gateway.log"
 FLOWS_NAME: Final = "flows.jsonl"
 KEYS_PREFIX: Final = "keys-"
-_ATTEMPTS: Final = 100
+ATTEMPTS: Final = 100
+"""How often to make a run's directory that somebody removes at that moment."""
+
+_POLL: Final = 0.01  # seconds
 _REMOVALS: Final = 3  # somebody may put a lock back meanwhile
 _UNUSED: Final = 10.0  # seconds in which whoever makes a directory has long since begun to hold it
 
@@ -36,28 +38,39 @@ def directory_of(run_id: str) -> Path:
 
 
 def run_directory(run_id: str) -> Path:
-    """Return the directory of a run, made where it does not exist yet, with mode 0700.
+    """Return the directory of a run, made where it does not exist yet; see ``make``."""
+    directory = directory_of(run_id)
+    make(directory)
+    return directory
+
+
+def make(directory: Path) -> None:
+    """Make the directory of a run where it does not exist yet, with mode 0700.
 
     Raises:
         GatewayError: something of that name belongs to somebody else or is open to others.
     """
-    directory = directory_of(run_id)
     parent = directory.parent
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         made = _made(parent)
         try:
             made += _made(directory)
-            for path in (parent, directory):
-                _check_private(path)
-        except FileNotFoundError:  # another run's gateway has taken the empty parent away, or this run's own has ended
+            if is_there(directory):
+                return
+        except FileNotFoundError:  # another run's gateway has just taken the empty parent away
             continue
         except (GatewayError, OSError):
             for path in reversed(made):
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise
-        return directory
-    raise GatewayError(f"{parent} is removed again and again while this run needs it; set TMPDIR to another directory")
+    raise removed(directory)
+
+
+def removed(directory: Path) -> GatewayError:
+    """Return the error to raise where a run's directory does not stay."""
+    parent = directory.parent
+    return GatewayError(f"{parent} is removed again and again while this run needs it; set TMPDIR to another directory")
 
 
 def _made(path: Path) -> list[Path]:
@@ -76,6 +89,20 @@ def _check_private(path: Path) -> None:
             f"{path} is not a directory of your own with mode 0700, so somebody else could take the place of "
             f"the gateway. Remove it, or set TMPDIR to a directory of your own."
         )
+
+
+def is_there(directory: Path) -> bool:
+    """Tell whether a run has its directory.
+
+    Raises:
+        GatewayError: what is there instead, or above it, belongs to somebody else or is open to others.
+    """
+    try:
+        for path in (directory.parent, directory):
+            _check_private(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def hold(directory: Path) -> int:
@@ -100,6 +127,53 @@ def is_held(directory: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def locked(directory: Path, timeout: float) -> Iterator[Callable[[], bool]]:
+    """Keep others from starting a gateway for a run; yield what tells whether the directory is still the locked one.
+
+    A gateway that ends takes the directory away, be it before it could be locked. Whoever comes then makes another.
+
+    Args:
+        directory: the run's, which is not made here.
+        timeout: seconds.
+
+    Raises:
+        GatewayError: somebody else had the lock all the time, or the directory is not the user's own.
+    """
+    path = directory / LOCK_NAME
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if is_there(directory) else None
+    except FileNotFoundError:
+        lock = None
+    if lock is None:
+        yield lambda: False
+        return
+    try:
+        _take(lock, path, timeout)
+        yield lambda: _is_at(path, lock)
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, path: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() > deadline:
+            raise GatewayError(f"another process held {path} for over {timeout:.0f} s; end it and run again")
+        time.sleep(_POLL)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether a path leads to the file that is open."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def remove(directory: Path) -> None:
     """Remove a run's directory, and the one that it is in where it was the last; what is gone already is fine."""
     for _ in range(_REMOVALS):
@@ -113,7 +187,7 @@ def remove(directory: Path) -> None:
 
 
 def _clear(directory: Path) -> None:
-    names = {SOCKET_NAME, OBSERVERS_NAME, LOCK_NAME, LOG_NAME, FLOWS_NAME}
+    names = {SOCKET_NAME, OBSERVERS_NAME, LOCK_NAME, FLOWS_NAME}
     for path in list(directory.iterdir()):
         if path.name in names or path.name.startswith(KEYS_PREFIX):
             with contextlib.suppress(OSError):
@@ -124,14 +198,15 @@ def sweep(parent: Path) -> None:
     """Remove the directories of runs that were killed together with their gateway: nobody holds them."""
     with contextlib.suppress(OSError):
         for directory in list(parent.iterdir()):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(GatewayError, OSError):
                 if time.time() - directory.stat().st_mtime < _UNUSED:
                     continue
                 descriptor = hold(directory)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if not _is_served(directory):
-                        remove(directory)
+                    with locked(directory, timeout=0):  # or somebody starts a gateway there
+                        if not _is_served(directory):
+                            remove(directory)
                 finally:
                     os.close(descriptor)
 

@@ -18,7 +18,7 @@ from traffic import attempt, dial, echo, exchange, listen, port_of, transfer
 from worlds import Visit, World, at, inside, peer_pid, wait_until
 
 from pytest_netns.errors import GatewayError, NetnsError
-from pytest_netns.gateway import paths, protocol
+from pytest_netns.gateway import launch, paths, protocol
 from pytest_netns.gateway.client import GatewayClient
 from pytest_netns.kernel import processes
 
@@ -87,7 +87,8 @@ def test_second_client_shares_it(own_world: World) -> None:
 
 @inside
 def test_eight_at_once_start_one(own_world: World) -> None:
-    """Of processes that connect at the same time one starts the gateway, and all get it."""
+    """Of processes that connect at the same time one starts the gateway, and all get it; they begin with nothing."""
+    own_world.directory.rmdir()
     reader, writer = os.pipe()
     hold, release = os.pipe()
 
@@ -177,25 +178,67 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
         paths.run_directory("run")
 
 
+def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one process's at a time, makes no directory, and tells when that is not the run's any more."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = paths.directory_of("run")
+    with paths.locked(directory, timeout=0) as is_in_place:
+        assert not is_in_place()
+    assert list(tmp_path.iterdir()) == []
+    paths.make(directory)
+    with paths.locked(directory, timeout=0) as is_in_place:
+        assert is_in_place()
+        with pytest.raises(GatewayError, match=f"another process held {directory}/lock for over 0 s"):
+            paths.locked(directory, timeout=0).__enter__()
+        paths.remove(directory)
+        assert not is_in_place()
+        paths.make(directory)
+        with paths.locked(directory, timeout=0) as is_in_place_now:
+            assert is_in_place_now()
+            assert not is_in_place()
+    directory.chmod(0o755)
+    with pytest.raises(GatewayError, match="is not a directory of your own"):
+        paths.locked(directory, timeout=0).__enter__()
+
+
 def test_sweeps_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The directory of a run that was killed with all that belongs to it goes; not one in use, nor other files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    dead, held, fresh, foreign = (paths.run_directory(name) for name in ("dead", "held", "fresh", "foreign"))
-    for directory in (dead, held, fresh, foreign):
-        (directory / paths.LOG_NAME).touch()
+    names = ("dead", "held", "begun", "fresh", "foreign")
+    dead, held, begun, fresh, foreign = (paths.run_directory(name) for name in names)
+    (begun / paths.LOCK_NAME).touch()
+    for directory in (dead, held, begun, fresh, foreign):
+        (directory / paths.FLOWS_NAME).touch()
     (foreign / "notes").touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as killed:
         killed.bind(str(dead / paths.SOCKET_NAME))
-    for directory in (dead, held, foreign):
+    for directory in (dead, held, begun, foreign):
         os.utime(directory, (1, 1))
     descriptor = paths.hold(held)
-    paths.sweep(dead.parent)
-    assert sorted(path.name for path in dead.parent.iterdir()) == ["foreign", "fresh", "held"]
+    with paths.locked(begun, timeout=0):
+        paths.sweep(dead.parent)
+    assert sorted(path.name for path in dead.parent.iterdir()) == ["begun", "foreign", "fresh", "held"]
     assert (foreign / "notes").exists()
-    assert (held / paths.LOG_NAME).exists()
+    assert (held / paths.FLOWS_NAME).exists()
     os.close(descriptor)
     paths.sweep(dead.parent)
     assert not held.exists()
+    assert not begun.exists()
+
+
+def test_a_strangers_directory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that can't begin for it says so, and neither it nor who started it removes anything there."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    other, directory = paths.run_directory("other"), paths.directory_of("run")
+    (other / paths.FLOWS_NAME).touch()
+    os.utime(other, (1, 1))
+    other.parent.chmod(0o755)
+    with pytest.raises(GatewayError, match=r"^\S+ is not a directory of your own with mode 0700.*set TMPDIR"):
+        launch.start(directory)
+    launch.clear(directory)
+    launch.clear(other)
+    assert (other / paths.FLOWS_NAME).exists()
+    assert not directory.exists()
 
 
 @inside

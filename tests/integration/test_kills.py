@@ -11,6 +11,7 @@ from runs import adopt_orphans, requires
 _OURS = "pytest_netns."
 _STARTS = Step("start-up", f"{_OURS}gateway.factory:Factory.start")
 _BEGINS = Step("start-up", f"{_OURS}gateway.launch:begin")
+_HAS_DIRECTORY = Step("start-up", f"{_OURS}gateway.paths:make", "after")
 _MAKES = Step("set-up", f"{_OURS}gateway.factory:Factory.make", "before", 3)
 _CALL = Step("call", "test:call", "before", 2)
 _LEAVES = Step("tear-down", f"{_OURS}kernel.processes:end_members")
@@ -20,6 +21,8 @@ _BOX = Step("box", f"{_OURS}sandbox.stage:Stage.set_up", "after")
 
 CASES = (
     Case(_STARTS, "gateway", "KILL", workers=False),
+    Case(_BEGINS, "pytest", "KILL", workers=False),
+    Case(_HAS_DIRECTORY, "pytest", "KILL", workers=False),
     Case(_MAKES, "pytest", "STOP, KILL", workers=False),
     Case(_LEAVES, "pytest", "KILL", workers=False),
     Case(_BURIES, "gateway", "KILL", workers=False),
@@ -46,9 +49,10 @@ def test_alone(orphans: None, case: Case) -> None:
 
 
 @requires("pytest-xdist")
-def test_with_workers(orphans: None) -> None:
+@pytest.mark.parametrize("step", [_BEGINS, _CALL], ids=lambda step: step.text)
+def test_with_workers(orphans: None, step: Step) -> None:
     """Also where several processes share a gateway."""
-    outcome = carry_out(Case(_CALL, "controller", "KILL", workers=True))
+    outcome = carry_out(Case(step, "controller", "KILL", workers=True))
     assert not outcome.absent
     assert not outcome.problems
 

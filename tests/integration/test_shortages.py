@@ -69,7 +69,8 @@ class TestDisk:
 
     def test_no_files(self, suite: Suite) -> None:
         """Where no file can be made, the run says so before its first test, and what to do."""
-        result = run_after(suite, 'mount -t tmpfs -o size=64k,nr_inodes=3 small "$TMPDIR"')
+        small = 'mount -t tmpfs -o size=64k,nr_inodes=3 small "$TMPDIR"'
+        result = run_after(suite, small, "-s")  # pytest puts what tests print into files of its own there
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["ERROR: netns: *No space left on device: *", "*TMPDIR*"])
         result.stderr.no_fnmatch_line("*Traceback*")
