@@ -29,7 +29,8 @@ _POLL: Final = 0.02
 _SOUP: Final = r"Traceback \(most recent|INTERNALERROR|Exception ignored|never retrieved"
 #: How pytest-xdist tells of a worker that could not begin; it goes on with another one.
 _NODE_DOWN: Final = r"(?s)node down: Traceback.*?UsageError: netns: "
-_INSIDE: Final = rf"{_SOUP}|pytest_netns/[\w/]+\.py"
+_TWICE: Final = "During handling of the above|direct cause of the following"
+_INSIDE: Final = rf"{_SOUP}|{_TWICE}|pytest_netns/[\w/]+\.py"
 _DESCRIPTORS: Final = "EMFILE ENFILE"
 #: What the pages of the manual say that a call can fail with, but for EFAULT, and EINTR, after which Python goes on;
 #: close(2) is left out, as it fails for files on network file systems only, and we have none there.

@@ -10,6 +10,7 @@ from injection import Fault, run
 from runs import ROOT, adopt_orphans
 
 ANSWER = "gateway|kernel.netlink:_receive:socket.recv"
+OPTIONS = ("--netns", "-q", "-rfE")
 FAULTS = [
     Fault("gateway|kernel.syscalls:unshare:libc.unshare", "ENOSPC", first=6),
     Fault("gateway|kernel.syscalls:mount:libc.mount", "ENOMEM", first=20),
@@ -35,8 +36,8 @@ def _orphans(capable: None) -> Iterator[None]:
 @pytest.mark.usefixtures("_orphans")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.place.rpartition(':')[2]}-{fault.what}")
 def test_is_told_or_overcome(fault: Fault) -> None:
-    """The run goes on, or says what failed; nothing is left, no inside is shown, and the next test is sound."""
-    finding = run(fault, ("--netns", "-q", "-rfE"))
+    """The run goes on, or says what failed, once; nothing is left, no inside is shown, and the next test is sound."""
+    finding = run(fault, OPTIONS)
     assert not finding.is_bad, f"{finding.outcome}\n{finding.output}"
     assert finding.fired == 1
 
@@ -45,5 +46,5 @@ def test_is_told_or_overcome(fault: Fault) -> None:
 def test_no_gateway_follows() -> None:
     """Where what follows a killed gateway can't begin, root's run starts another, and a user's tells each test so."""
     fault = Fault("successor|gateway.__main__:_listener:socket.bind", "EROFS")
-    finding = run(fault, ("--netns", "-q", "-rfE"), SUITES["lost"])
+    finding = run(fault, OPTIONS, SUITES["lost"])
     assert finding.outcome == ("unharmed" if ROOT else "told"), finding.output

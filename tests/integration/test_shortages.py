@@ -48,14 +48,28 @@ class TestNamespaces:
         result = run_after(suite, "echo 3 > /proc/sys/user/max_net_namespaces")
         result.assert_outcomes(passed=6)
 
+    def test_none(self, suite: Suite) -> None:
+        """Where there is no room for anything, the run says so, and cleans up nothing: its gateway has left nothing."""
+        suite.write(
+            conftest="""
+            import os, signal
+            from pytest_netns.gateway import launch
+            launch.remove = lambda directory: os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+        result = run_after(suite, "echo 0 > /proc/sys/user/max_net_namespaces")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["ERROR: netns: *unshare(*): No space left on device*"])
+
     def test_too_few(self, suite: Suite) -> None:
-        """Where there is no room for even one leaf, each test says why it can't run, and what to do."""
+        """Where there is no room for even one leaf, each test says once why it can't run, and what to do."""
         result = run_after(suite, "echo 2 > /proc/sys/user/max_net_namespaces", "--maxfail=1")
         result.assert_outcomes(errors=1)
         result.stdout.fnmatch_lines(
             ["netns: * unshare(*): No space left on device: *; raise user.max_net_namespaces *"]
         )
         result.stdout.no_fnmatch_line("*pytest_netns*.py*")
+        result.stdout.no_fnmatch_line("During handling of *")
 
 
 @requires(program="unshare")

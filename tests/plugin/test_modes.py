@@ -249,6 +249,16 @@ class TestMarkers:
             told, _, _ = result.stdout.str().partition("short test summary info")  # which tells it again in CI
             assert told.count("unknown keyword 'prot'") == 1
 
+    def test_wrong_marker_that_comes_late(self, pytester: pytest.Pytester, run: Run) -> None:
+        """One that a hook adds after the collection is told of in the test's report, once."""
+        add = "def pytest_collection_modifyitems(items): items[0].add_marker(pytest.mark.netns(port=65536))"
+        pytester.makeconftest(f"import pytest\n{add}")
+        pytester.makepyfile("def test_1(): pass\ndef test_2(): pass")
+        result = run("--netns")
+        result.assert_outcomes(errors=1, passed=1)
+        result.stdout.fnmatch_lines(["*, port: 65536 is no port; write a whole number from 1 to 65535"])
+        result.stdout.no_fnmatch_line("During handling of *")
+
     def test_port_reaches_session_fixtures(self, pytester: pytest.Pytester, run: Run) -> None:
         """A session-scoped server follows the marker's port; the ids of the tests do not change."""
         pytester.makepyfile(

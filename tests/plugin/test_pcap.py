@@ -221,6 +221,14 @@ def test_unwritable(pytester: pytest.Pytester, run: Run) -> None:
     result.stdout.fnmatch_lines(["capture: *Not a directory*"])
 
 
+def test_unlistable(pytester: pytest.Pytester, run: Run) -> None:
+    """Where captures of an earlier run can't be looked for, tests still run, and those that keep packets say why."""
+    pytester.makepyfile("def test_passes(): pass\ndef test_fails(): assert 0")
+    result = run("--netns", "--netns-pcap=retain-on-failure", f"--netns-output={'x' * 256}")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["capture: *File name too long*"])
+
+
 def test_off(pytester: pytest.Pytester, run: Run) -> None:
     """Without the option nothing is written, nor loaded."""
     pytester.makepyfile(
