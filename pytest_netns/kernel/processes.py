@@ -12,7 +12,7 @@ import select
 import shlex
 import signal
 import textwrap
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import NetnsError
@@ -70,7 +70,7 @@ def end(
     with contextlib.ExitStack() as stack:
         opened, unheld = _open(processes, stack)
         for process in unheld:
-            _kill(process.pid)
+            _send(os.kill, process.pid, signal.SIGKILL)
         alive = _wait(opened, _LEAVING_SECONDS)
         every = dict(alive)
         _signal(alive, signal.SIGTERM, signal.SIGCONT)
@@ -179,28 +179,29 @@ def _open(processes: Iterable[Process], stack: contextlib.ExitStack) -> tuple[di
     return opened, unheld
 
 
-def _signal(processes: Iterable[int], *numbers: signal.Signals) -> None:
-    for fd in processes:
+def _signal(processes: Mapping[int, Process], *numbers: signal.Signals) -> None:
+    for fd, process in processes.items():
         for number in numbers:
-            with contextlib.suppress(ProcessLookupError):
-                _send(fd, number)
+            try:
+                _send(signal.pidfd_send_signal, fd, number)
+            except OSError:  # a filter may forbid it, or not know it
+                if not _has_ended(fd):  # so that the number is still this process's
+                    _send(os.kill, process.pid, number)
 
 
-def _send(fd: int, number: signal.Signals) -> None:
-    try:
-        signal.pidfd_send_signal(fd, number)
-    except PermissionError:
-        with privilege.raised():
-            signal.pidfd_send_signal(fd, number)
-
-
-def _kill(pid: int) -> None:
+def _send(call: Callable[[int, int], object], whom: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         try:
-            os.kill(pid, signal.SIGKILL)
+            call(whom, number)
         except PermissionError:
             with privilege.raised():
-                os.kill(pid, signal.SIGKILL)
+                call(whom, number)
+
+
+def _has_ended(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _wait(processes: dict[int, Process], seconds: float) -> dict[int, Process]:

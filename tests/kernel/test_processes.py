@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -119,6 +120,26 @@ def test_ends_more_than_there_are_descriptors_for() -> None:
     assert sorted(process.pid for process, _ in ended) == sorted(child.pid for child in children)
     assert {how for _, how in ended} == {"SIGTERM", "SIGKILL"}
     assert {child.wait(5) for child in children} == {-signal.SIGTERM, -signal.SIGKILL}
+
+
+@unshared
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.get)
+def test_ends_where_descriptors_are_no_help(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Where pidfd_send_signal(2) is forbidden, or not known, the living are sent signals by their numbers."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("signal.pidfd_send_signal", refuse)
+    deaf, meek = python(STUBBORN), sleeper()
+    ended = processes.end(processes.members(net_inode()), timeout=1)
+    assert {process.pid: name for process, name in ended} == {deaf.pid: "SIGKILL", meek.pid: "SIGTERM"}
+    sent: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, _: sent.append(pid))
+    gone = os.pidfd_open(meek.pid)  # it has not been waited for yet
+    processes._signal({gone: Process(meek.pid, "sleep 60")}, signal.SIGKILL)
+    os.close(gone)
+    assert sent == []
 
 
 @unshared
