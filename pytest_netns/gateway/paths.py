@@ -140,36 +140,34 @@ def locked(directory: Path, timeout: float) -> Iterator[Callable[[], bool]]:
     Raises:
         GatewayError: somebody else had the lock all the time, or the directory is not the user's own.
     """
-    path = directory / LOCK_NAME
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
+
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = _opened(directory, stack) if is_there(directory) else None
+            if opened is not None:  # by its path, the lock would make the directory where it has just gone
+                lock = FileLock(f"/proc/self/fd/{opened}/{LOCK_NAME}")
+                lock.acquire(timeout=timeout, poll_interval=_POLL)
+                stack.callback(lock.release)
+        except FileNotFoundError:
+            opened = None
+        except Timeout as error:
+            path = directory / LOCK_NAME
+            msg = f"another process held {path} for over {timeout:.0f} s; end it and run again"
+            raise GatewayError(msg) from error
+        yield lambda: opened is not None and _is_at(directory, opened)
+
+
+def _opened(directory: Path, stack: contextlib.ExitStack) -> int:
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _is_at(directory: Path, opened: int) -> bool:
+    """Tell whether a path leads to the directory that is open, and a lock is in there."""
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if is_there(directory) else None
-    except FileNotFoundError:
-        lock = None
-    if lock is None:
-        yield lambda: False
-        return
-    try:
-        _take(lock, path, timeout)
-        yield lambda: _is_at(path, lock)
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int, path: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        if time.monotonic() > deadline:
-            raise GatewayError(f"another process held {path} for over {timeout:.0f} s; end it and run again")
-        time.sleep(_POLL)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Tell whether a path leads to the file that is open."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(directory.stat(), os.fstat(opened)) and (directory / LOCK_NAME).exists()
     except FileNotFoundError:
         return False
 
