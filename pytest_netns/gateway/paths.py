@@ -145,10 +145,11 @@ def locked(directory: Path, timeout: float) -> Iterator[Callable[[], bool]]:
     with contextlib.ExitStack() as stack:
         try:
             opened = _opened(directory, stack) if is_there(directory) else None
-            if opened is not None:  # by its path, the lock would make the directory where it has just gone
-                lock = FileLock(f"/proc/self/fd/{opened}/{LOCK_NAME}")
+            if opened is not None:
+                lock = FileLock(directory / LOCK_NAME)
                 lock.acquire(timeout=timeout, poll_interval=_POLL)
                 stack.callback(lock.release)
+                _take_back(directory)
         except FileNotFoundError:
             opened = None
         except Timeout as error:
@@ -162,6 +163,14 @@ def _opened(directory: Path, stack: contextlib.ExitStack) -> int:
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)
     return descriptor
+
+
+def _take_back(directory: Path) -> None:
+    """Remove a directory that the lock has made, open to others, as the run's had gone at that moment."""
+    try:
+        is_there(directory)
+    except GatewayError:
+        remove(directory)
 
 
 def _is_at(directory: Path, opened: int) -> bool:

@@ -196,6 +196,17 @@ def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with paths.locked(directory, timeout=0) as is_in_place_now:
             assert is_in_place_now()
             assert not is_in_place()
+
+    def gone(*_: object) -> int:
+        paths.remove(directory)
+        return -1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "_opened", gone)
+        with paths.locked(directory, timeout=0) as is_in_place:
+            assert list(tmp_path.iterdir()) == []
+            assert not is_in_place()
+    paths.make(directory)
     directory.chmod(0o755)
     with pytest.raises(GatewayError, match="is not a directory of your own"):
         paths.locked(directory, timeout=0).__enter__()
