@@ -149,7 +149,7 @@ def locked(directory: Path, timeout: float) -> Iterator[Callable[[], bool]]:
                 lock = FileLock(directory / LOCK_NAME)
                 lock.acquire(timeout=timeout, poll_interval=_POLL)
                 stack.callback(lock.release)
-                _take_back(directory)
+                _take_back(directory, opened)
         except FileNotFoundError:
             opened = None
         except Timeout as error:
@@ -165,12 +165,13 @@ def _opened(directory: Path, stack: contextlib.ExitStack) -> int:
     return descriptor
 
 
-def _take_back(directory: Path) -> None:
-    """Remove a directory that the lock has made, open to others, as the run's had gone at that moment."""
-    try:
-        is_there(directory)
-    except GatewayError:
-        remove(directory)
+def _take_back(directory: Path, opened: int) -> None:
+    """Remove a directory of the user's own that the lock has made, open to others, where the run's had just gone."""
+    with contextlib.suppress(FileNotFoundError):
+        status = directory.lstat()
+        is_own = status.st_uid == os.geteuid()
+        if is_own and status.st_mode & 0o077 and not os.path.samestat(status, os.fstat(opened)):
+            remove(directory)
 
 
 def _is_at(directory: Path, opened: int) -> bool:

@@ -197,9 +197,12 @@ def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert is_in_place_now()
             assert not is_in_place()
 
-    def gone(*_: object) -> int:
+    opens = paths._opened
+
+    def gone(path: Path, stack: contextlib.ExitStack) -> int:
+        opened = opens(path, stack)
         paths.remove(directory)
-        return -1
+        return opened
 
     with monkeypatch.context() as patch:
         patch.setattr(paths, "_opened", gone)
