@@ -29,7 +29,7 @@ __all__ = [
 
 FILE, DIRECTORY, LINK, OTHER, ABSENT = "file", "directory", "link", "other", "absent"
 
-_OPAQUE: Final = "user.overlay.opaque"
+_OPAQUE: Final = ("user.overlay.opaque", "trusted.overlay.opaque")  # the second where the first can't be had
 _KEPT: Final = 1 << 20  # bytes of a file that are kept; of a longer one, its hash is
 _LONGEST: Final = 4000  # bytes of a path that is looked into
 
@@ -166,10 +166,11 @@ def _file(mode: int, fd: int | None) -> Entry:
 
 
 def _is_opaque(directory: int) -> bool:
-    try:
-        return os.getxattr(directory, _OPAQUE) == b"y"
-    except OSError:
-        return False
+    for name in _OPAQUE:
+        with contextlib.suppress(OSError):
+            if os.getxattr(directory, name) == b"y":
+                return True
+    return False
 
 
 def entry_at(root: int, path: str) -> Entry:

@@ -23,6 +23,8 @@ _PLACES: Final = ("/tmp", "/mnt", "/media", "/var", "/run")  # noqa: S108 - it i
 _INERT: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV
 _INODE_BYTES: Final = 4096
 _LEAST_INODES: Final = 1 << 14
+#: The same as with ``userxattr``, but for attributes that only root may set.
+_TRUSTED: Final = "redirect_dir=nofollow,metacopy=off,index=off"
 _NO_OVERLAY: Final = (
     "the overlay of {path!r} could not be mounted: {error}. Overlays of ordinary users take Linux 5.11, and 6.6 for "
     "one in memory, and a directory in which the machine has mounted nothing. With overlay=False the box writes to the "
@@ -95,8 +97,10 @@ class Stage:
         if self.owner is not None:
             os.chown(self.within("upper"), seen.st_uid, seen.st_gid)
         layers = ",".join(f"{option}={self.within(name)}" for option, name in _LAYERS)
+        own = self.owner is None or _has_user_attributes(self.within("work"))
+        attributes = "userxattr" if own else _TRUSTED
         try:
-            syscalls.mount("pytest-netns", self.within("merged"), "overlay", _INERT, f"{layers},userxattr")
+            syscalls.mount("pytest-netns", self.within("merged"), "overlay", _INERT, f"{layers},{attributes}")
         except KernelError as error:
             raise SandboxError(_NO_OVERLAY.format(path=workdir, error=error.strerror)) from error
 
@@ -179,6 +183,15 @@ class Stage:
 
 
 _LAYERS: Final = (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work"))
+
+
+def _has_user_attributes(directory: str) -> bool:
+    """Tell whether an overlay may take notes in attributes that every user may set: in memory, from Linux 6.6 on."""
+    try:
+        os.setxattr(directory, "user.pytest-netns", b"")
+    except OSError:
+        return False
+    return True
 
 
 def _swapped(number: int, owner: int) -> Iterator[str]:
