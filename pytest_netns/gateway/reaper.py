@@ -7,7 +7,7 @@ from typing import Final
 
 from pytest_netns.kernel import processes
 
-_GRACE: Final = 0.5  # seconds in which helpers that end with their parent, as multiprocessing's do, may do so
+_GRACE: Final = 0.2  # seconds in which helpers that end with their parent, as multiprocessing's do, may do so
 _POLL: Final = 0.02
 
 
