@@ -33,10 +33,10 @@ class KernelError(NetnsError, OSError):
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's text without the number that ``OSError`` puts before it."""
-    if isinstance(error, KernelError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}"
+    """Return an error's text without its number, and with its kind where it is not one of ours or the kernel's."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+    return str(error) if isinstance(error, NetnsError) else f"{type(error).__name__}: {error}"
 
 
 class UnsupportedError(NetnsError):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from pytest_netns.errors import NetnsError
+from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway import paths
 from pytest_netns.gateway.paths import OBSERVERS_NAME, SOCKET_NAME, short_path
 
@@ -113,13 +113,6 @@ def _leave(directory: Path, held: int) -> None:
             paths.remove(directory)
 
 
-def _text(error: NetnsError | OSError) -> str:
-    """Return an error's text without what is told beside it, its kind and its number."""
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
-
-
 def main() -> None:
     """Serve one run, then leave nothing behind."""
     for number in (signal.SIGINT, signal.SIGHUP):  # a user's Ctrl-C is for pytest; we end after it
@@ -142,7 +135,7 @@ def main() -> None:
     except (NetnsError, OSError) as error:
         if ready.closed:  # it has served already
             raise
-        report = {"error": _text(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
+        report = {"error": describe(error), "errno": getattr(error, "errno", None), "kind": type(error).__name__}
         _tell(ready, report)
     finally:
         if held is not None:  # or the directory, and the one that it is in, may be a stranger's

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 
-from pytest_netns.errors import NetnsError, describe
+from pytest_netns.errors import describe
 from pytest_netns.kernel import confinement, identity, privilege, syscalls
 from pytest_netns.sandbox import bubblewrap, prune, view, wire
 from pytest_netns.sandbox.bubblewrap import Program
@@ -45,9 +45,8 @@ def main(channel: socket.socket, message: Message, descriptors: list[int]) -> No
 def confess(channel: socket.socket, error: BaseException) -> None:
     """Tell the pytest process why there is no box."""
     number = error.errno if isinstance(error, OSError) else 0
-    text = str(error) if isinstance(error, NetnsError) and not isinstance(error, OSError) else describe(error)
     with contextlib.suppress(OSError):
-        wire.send(channel, {"ok": False, "error": text, "errno": number, "kind": type(error).__name__})
+        wire.send(channel, {"ok": False, "error": describe(error), "errno": number, "kind": type(error).__name__})
 
 
 def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message, tuple[int, ...]]:
