@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_netns.errors import NetnsError
+from pytest_netns.kernel.readiness import is_readable
 from pytest_netns.session import SESSION, Role, Session
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class _Keyboard:
         if not self.is_there:
             time.sleep(seconds)
             return False
-        if not select.select([self._fd], [], [], seconds)[0]:
+        if not is_readable(self._fd, seconds):
             return False
         try:
             os.read(self._fd, 1024)  # a line, or nothing for Ctrl-D

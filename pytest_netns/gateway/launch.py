@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -30,6 +29,7 @@ from pytest_netns.gateway.paths import (
     short_path,
 )
 from pytest_netns.kernel import privilege
+from pytest_netns.kernel.readiness import is_readable
 
 TIMEOUT: Final = 10.0  # seconds for any one answer
 START_TIMEOUT: Final = 30.0  # seconds for a new gateway, on a machine under load
@@ -175,10 +175,8 @@ def _read_report(ready: int) -> dict[str, Any] | None:
     """Return what a gateway reports, be it only its end; None where that takes too long."""
     deadline = time.monotonic() + START_TIMEOUT
     data = b""
-    readable = select.poll()  # select(2) knows no descriptor above 1023
-    readable.register(ready, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
-        if not readable.poll(left * 1000):
+        if not is_readable(ready, left):
             break
         chunk = os.read(ready, 65536)
         data += chunk

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from pytest_netns.errors import NetnsError
 from pytest_netns.kernel import clock, privilege
+from pytest_netns.kernel.readiness import is_readable
 
 __all__ = ["Process", "end", "end_members", "last_pid", "members"]
 
@@ -185,7 +186,7 @@ def _signal(processes: Mapping[int, Process], *numbers: signal.Signals) -> None:
             try:
                 _send(signal.pidfd_send_signal, fd, number)
             except OSError:  # a filter may forbid it, or not know it
-                if not _has_ended(fd):  # so that the number is still this process's
+                if not is_readable(fd):  # so that the number is still this process's
                     _send(os.kill, process.pid, number)
 
 
@@ -196,12 +197,6 @@ def _send(call: Callable[[int, int], object], whom: int, number: signal.Signals)
         except PermissionError:
             with privilege.raised():
                 call(whom, number)
-
-
-def _has_ended(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _wait(processes: dict[int, Process], seconds: float) -> dict[int, Process]:

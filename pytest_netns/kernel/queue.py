@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NLM_F_REQUEST, NetlinkSocket
+from pytest_netns.kernel.readiness import is_readable
 
 NF_DROP: Final = 0
 NF_REPEAT: Final = 4
@@ -73,9 +73,7 @@ class PacketQueue:
 
     def has_waiting(self) -> bool:
         """Tell whether a read would bring something."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return is_readable(self._socket)
 
     def read(self) -> Iterator[Queued]:
         """Yield the packets that one read brings; nothing where none waits."""

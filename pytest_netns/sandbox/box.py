@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import time
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.errors import GatewayError, SandboxError
+from pytest_netns.kernel import processes
+from pytest_netns.kernel.readiness import is_readable
 from pytest_netns.sandbox import opening
 from pytest_netns.sandbox.changes import Change
 from pytest_netns.sandbox.done import Done, Usage
@@ -142,12 +142,11 @@ class Sandbox(Runner):
             return
         self._closed = True
         self._channel.close()
+        if not is_readable(self._keeper_fd, _PATIENCE):
+            processes.end([processes.Process(self.keeper, f"what keeps {self.name}")])
         for process in list(self._running):
             with contextlib.suppress(SandboxError):
                 process.wait()
-        if not select.select([self._keeper_fd], [], [], _PATIENCE)[0]:
-            signal.pidfd_send_signal(self._keeper_fd, signal.SIGKILL)
-            select.select([self._keeper_fd], [], [])
         if self._overlay is not None:
             self._overlay.close()
         for fd in (self._keeper_fd, self._users, self._mounts, self._stage):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from pytest_netns.kernel.readiness import is_readable
 from pytest_netns.sandbox import launch, meter, wire
 from pytest_netns.sandbox.launch import Setting
 from pytest_netns.sandbox.meter import Account
@@ -210,7 +211,7 @@ class Command:
         usage = self._usage()
         status = -signal.SIGKILL if self._ended else self._status
         message = {"event": "ended", "status": status, "exceeded": self._exceeding(), "usage": usage}
-        message["set_up"] = self._released and not select.select([self._block], [], [], 0)[0]
+        message["set_up"] = self._released and not is_readable(self._block)
         message["executed"] = b'"exit-code"' in self._told
         with contextlib.suppress(OSError):
             wire.send(self._channel, message)

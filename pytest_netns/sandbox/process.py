@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_netns.errors import SandboxError
+from pytest_netns.kernel.readiness import is_readable
 from pytest_netns.sandbox import wire
 from pytest_netns.sandbox.done import Done
 from pytest_netns.sandbox.streams import Exchange, OnOutput, Streams, Text
@@ -96,7 +96,7 @@ class SandboxProcess:
 
     def poll(self) -> int | None:
         """Return the exit status, or None as long as it runs."""
-        while self.returncode is None and select.select([self._channel], [], [], 0)[0]:
+        while self.returncode is None and is_readable(self._channel):
             self._hear()
         return self._outcome()
 
@@ -109,7 +109,7 @@ class SandboxProcess:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.returncode is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._channel], [], [], left)[0]:
+            if not is_readable(self._channel, left):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             self._hear()
         self._outcome()

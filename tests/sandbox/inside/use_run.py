@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,31 @@ def test_run(box: Any, work: Path) -> None:
     assert done.exceeded is None
     with pytest.raises(subprocess.CalledProcessError):
         box.run(["false"], check=True)
+
+
+def test_beside_many_files(box: Any) -> None:
+    """A process that has more than 1,024 files open makes boxes, and uses them, like any other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.ExitStack() as stack:
+        for _ in range(1100):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        with box.popen(["sleep", "0.1"]) as process:
+            assert process.poll() is None
+            assert process.wait(10) == 0
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_keeper_is_stopped(netns: Any, work: Path) -> None:
+    """A box ends, with what runs in it, though the process that keeps it does nothing any more."""
+    box = netns.sandbox(workdir=work)
+    process = box.popen(["sleep", "99"])
+    while process.pid is None:
+        time.sleep(0.01)
+    os.kill(box.keeper, signal.SIGSTOP)
+    with unittest.mock.patch("pytest_netns.sandbox.box._PATIENCE", 0.2):
+        box.close()
+    assert process.poll() is not None
 
 
 def test_streams(box: Any, tmp_path: Path) -> None:
