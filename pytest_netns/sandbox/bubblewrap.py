@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-from pytest_netns.errors import UnsupportedError
+from pytest_netns.errors import UnsupportedError, describe
 
 __all__ = ["Program", "find"]
 
@@ -41,30 +41,37 @@ def find() -> Program:
     import shutil  # noqa: PLC0415
 
     found = shutil.which("bwrap")
-    version = None if found is None else _version(os.path.realpath(found))
-    if found is not None and version is not None and version >= _LEAST:
+    trouble = "" if found is None else _trouble(os.path.realpath(found))
+    if found is not None and not trouble:
         return Program(os.path.realpath(found), {})
     try:
         wheel = importlib.import_module(_WHEEL)
         path = os.path.realpath(wheel.bwrap_path())
     except (ImportError, RuntimeError) as error:
-        old = "" if found is None else f"{found} is older than {_dotted(_LEAST)}, which boxes take. "
-        raise UnsupportedError(f"{old}{_INSTALL}") from error
+        raise UnsupportedError(f"{trouble}{_INSTALL}") from error
     site = os.path.dirname(os.path.dirname(os.path.dirname(path)))
     names = (_WHEEL, f"{_WHEEL}.libs")
     return Program(path, {name: os.path.join(site, name) for name in names if os.path.isdir(os.path.join(site, name))})
 
 
-@functools.cache
-def _version(path: str) -> tuple[int, ...] | None:
-    """Return which version a program says that it is; None if it says none."""
+def _trouble(path: str) -> str:
+    """Return why a program does not serve, in a sentence; empty if it does."""
     import subprocess  # noqa: PLC0415 - see above
 
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
-        return tuple(map(int, said.split()[1].split(".")))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+        if _version(path) >= _LEAST:
+            return ""
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return f"{path} does not tell its version: {describe(error)}. "
+    return f"{path} is older than {_dotted(_LEAST)}, which boxes take. "
+
+
+@functools.cache
+def _version(path: str) -> tuple[int, ...]:
+    import subprocess  # noqa: PLC0415 - see above
+
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    return tuple(map(int, said.split()[1].split(".")))
 
 
 def _dotted(version: tuple[int, ...]) -> str:

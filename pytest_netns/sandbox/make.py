@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
@@ -113,15 +114,23 @@ def make(
     )
     if limits.disk is None:
         raise SandboxError("disk=None: what a box writes lies in memory, so it has to have a limit; write a size")
-    where = None if workdir is None else paths(workdir, "workdir")[0]
-    if where is not None and not os.path.isdir(where):
-        raise SandboxError(f"workdir={where!r} is no directory; create it first")
+    where = None if workdir is None else _directory(paths(workdir, "workdir")[0])
     shown = {key: paths(options[key], key) for key in _PATHS if key in options}
     view = View(
         workdir=where, home=os.path.expanduser("~"), homes=_homes(), overlay=options.get("overlay", True), **shown
     )
     wish = Wish(view, limits, **{key: options[key] for key in _OWN if key in options})
     return Sandbox(namespace, client, _warden(client), name, wish=wish)
+
+
+def _directory(path: str) -> str:
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return path
+        reason = "is no directory; name one"
+    except OSError as error:
+        reason = f"cannot be used: {error.strerror}; create it first, or name one that you may look into"
+    raise SandboxError(f"workdir={path!r} {reason}")
 
 
 def read_options(given: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -212,7 +212,8 @@ def test_no_directory(netns: Any) -> None:
         ({"disk": None}, "has to have a limit"),
         ({"limits": "lax"}, "limits='lax' is neither"),
         ({"colour": "red"}, "a box has no option colour; known are overlay,"),
-        ({"workdir": "/nonexistent"}, "is no directory; create it first"),
+        ({"workdir": "/nonexistent"}, "cannot be used: No such file or directory; create it first"),
+        ({"workdir": "/etc/passwd"}, "is no directory; name one"),
         ({"readonly": "/nonexistent"}, "'/nonexistent' cannot be shown to the box: No such file"),
     ],
 )

