@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from pytest_netns.sandbox.strange import Inner, opened, opened_directory, opened_parent, readable
+from pytest_netns.sandbox.strange import Inner, opened, opened_directory, opened_parent, readable, unseen
 
 __all__ = [
     "ABSENT",
@@ -175,18 +175,15 @@ def _is_opaque(directory: int) -> bool:
 
 def entry_at(root: int, path: str) -> Entry:
     """Return what is at a path below a real directory, in which nothing is touched."""
-    try:
+    with unseen():
         directory, name = opened_parent(root, path)
-    except OSError:
-        return NOTHING
-    try:
-        seen = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if stat.S_ISDIR(seen.st_mode):
-            return Entry(DIRECTORY, stat.S_IMODE(seen.st_mode))
-        if not stat.S_ISREG(seen.st_mode):
-            return _special(directory, name, seen)
-        return _file(stat.S_IMODE(seen.st_mode), readable(directory, name))
-    except OSError:
-        return NOTHING
-    finally:
-        os.close(directory)
+        try:
+            seen = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(seen.st_mode):
+                return Entry(DIRECTORY, stat.S_IMODE(seen.st_mode))
+            if not stat.S_ISREG(seen.st_mode):
+                return _special(directory, name, seen)
+            return _file(stat.S_IMODE(seen.st_mode), readable(directory, name))
+        finally:
+            os.close(directory)
+    return NOTHING

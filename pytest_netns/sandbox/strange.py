@@ -6,15 +6,30 @@ Modes that had to be changed for that are given back.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["Inner", "below", "opened", "opened_directory", "opened_parent", "readable"]
+__all__ = ["Inner", "below", "opened", "opened_directory", "opened_parent", "readable", "unseen"]
 
 _LOOK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+#: What a name that somebody chose may lead to; all else, as too many open files, is no property of what is there.
+_UNSEEN: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Pass over it if what is looked at is not there, is of another kind, or may not be looked at."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSEEN:
+            raise
 
 
 class Inner(NamedTuple):
@@ -52,7 +67,7 @@ def opened_directory(directory: int, name: str) -> Inner | None:
 
 def _unlocked(directory: int, name: str, flags: int) -> Inner | None:
     """Open what is really there, and tell which mode it had if that had to be changed."""
-    with contextlib.suppress(OSError):
+    with unseen():
         try:
             return Inner(os.open(name, _LOOK | flags, dir_fd=directory))
         except PermissionError:
@@ -70,10 +85,9 @@ def _unlocked(directory: int, name: str, flags: int) -> Inner | None:
 
 def readable(directory: int, name: str) -> int | None:
     """Open a file for reading as it is; None if that fails."""
-    try:
+    with unseen():
         return os.open(name, _LOOK, dir_fd=directory)
-    except OSError:
-        return None
+    return None
 
 
 def opened_parent(root: int, path: str) -> tuple[int, str]:
@@ -95,21 +109,17 @@ def opened_parent(root: int, path: str) -> tuple[int, str]:
 
 def below(root: int, path: str) -> Iterator[str]:
     """Yield the paths of everything below a path of a real directory, itself not included."""
-    try:
+    with unseen():
         directory, name = opened_parent(root, path)
-    except OSError:
-        return
-    try:
-        top = os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=directory)
-    except OSError:
-        return
-    finally:
-        os.close(directory)
-    try:
-        for inner in _names(top):
-            yield f"{path}/{inner}"
-    finally:
-        os.close(top)
+        try:
+            top = os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=directory)
+        finally:
+            os.close(directory)
+        try:
+            for inner in _names(top):
+                yield f"{path}/{inner}"
+        finally:
+            os.close(top)
 
 
 def _names(root: int) -> Iterator[str]:
@@ -117,7 +127,7 @@ def _names(root: int) -> Iterator[str]:
     waiting = [""]
     while waiting:
         prefix = waiting.pop()
-        with contextlib.suppress(OSError):
+        with unseen():
             directory = os.open(f"./{prefix}", _LOOK | os.O_DIRECTORY, dir_fd=root)
             try:
                 for one in os.scandir(directory):
