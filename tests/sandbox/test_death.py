@@ -53,6 +53,7 @@ def start(tmp_path: Path, suite: str, *options: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     output = subprocess.DEVNULL
+    options = (*options, f"--basetemp={tmp_path / 'temporary'}")
     return subprocess.Popen([*command, *options], cwd=tmp_path, env=environment, stdout=output, stderr=output)
 
 
