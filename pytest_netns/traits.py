@@ -1,4 +1,4 @@
-"""What a test may change in its process, and leave changed for all that come after it: the umask, and signal handlers.
+"""What a test may change in its process, and leave changed for all that come after it: the umask, and signals.
 
 Much of what is left is there to stay: what a broader fixture has set up, or a handler that a library put in place
 when it was first used. Put back is only what nobody else can count on.
@@ -18,6 +18,7 @@ __all__ = ["Change", "Traits", "put_back"]
 
 _UMASK: Final = 0  # beside the numbers of the signals, which begin with 1
 _SIGNALS: Final = range(1, signal.NSIG)
+_BLOCKED: Final = signal.NSIG  # after them, the signals that wait; what a process starts has them blocked, too
 _DEFAULT: Final = (signal.SIG_DFL, signal.default_int_handler)
 _MOCK: Final = "unittest.mock"
 _TIMERS: Final = {
@@ -28,13 +29,14 @@ _TIMERS: Final = {
 
 # A test may have replaced them.
 _getsignal, _setsignal, _setitimer, _umask = _signal.getsignal, _signal.signal, signal.setitimer, os.umask
+_sigmask, _sigpending, _sigtimedwait = _signal.pthread_sigmask, _signal.sigpending, _signal.sigtimedwait
 
 
 class Change(NamedTuple):
     """What was left changed by the body of a test.
 
     Attributes:
-        before: the umask, or what the signal did, before any test in the same leaf changed it.
+        before: the umask, what the signal did, or which were blocked, before any test in the same leaf changed it.
         after: what it was after the body.
         item: the test.
     """
@@ -89,23 +91,23 @@ class Traits:
             change = change._replace(before=earlier.before)
         if change.before is None or change.after in (change.before, self._initial[what]):
             return  # None is a handler that isn't Python's, and can't be put back
-        if what == _UMASK or _is_the_tests(change):
+        if what in (_UMASK, _BLOCKED) or _is_the_tests(change):
             changes[what] = change
 
 
 def put_back(changes: dict[int, Change]) -> list[tuple[str, pytest.Item]]:
     """Put back what is still as the body of a test has left it; return what that was, in words, each with the test."""
-    done = [(_told(what, one.after), one.item) for what, one in changes.items() if _put_back(what, one)]
+    done = [(_told(what, one), one.item) for what, one in changes.items() if _put_back(what, one)]
     changes.clear()
     return done
 
 
 def _look(mask: int) -> list[Any]:
-    """Return the umask and what each signal does; nothing is changed for that where the umask is the expected one."""
+    """Return the umask, what each signal does, and which are blocked; nothing is changed where the umask is known."""
     found = _umask(mask)
     if found != mask:
         _umask(found)
-    return [found, *map(_getsignal, _SIGNALS)]
+    return [found, *map(_getsignal, _SIGNALS), _sigmask(signal.SIG_BLOCK, ())]
 
 
 def _is_the_tests(change: Change) -> bool:
@@ -123,6 +125,8 @@ def _put_back(what: int, change: Change) -> bool:
         if found != change.after:
             _umask(found)
         return bool(found == change.after)
+    if what == _BLOCKED:
+        return _unblock(change)
     if _getsignal(what) != change.after:
         return False
     if what in _TIMERS and change.before == signal.SIG_DFL:  # which ends the process
@@ -134,12 +138,31 @@ def _put_back(what: int, change: Change) -> bool:
     return True
 
 
-def _told(what: int, value: Any) -> str:
+def _unblock(change: Change) -> bool:
+    if _sigmask(signal.SIG_BLOCK, ()) != change.after:
+        return False
+    for number in _sigpending() - change.before:
+        if _getsignal(number) == signal.SIG_DFL:  # it has waited to end the process
+            _sigtimedwait([number], 0)
+    _sigmask(signal.SIG_SETMASK, change.before)
+    return True
+
+
+def _told(what: int, change: Change) -> str:
+    value = change.after
     if what == _UMASK:
         return f"umask {value:04o}"
-    name = next((one.name for one in signal.Signals if one == what), f"signal {what}")
+    if what == _BLOCKED:
+        first, *others = sorted(value ^ change.before)
+        more = f" and {len(others)} more" if others else ""
+        return f"{_name(first)}{more} {'blocked' if first in value else 'not blocked'}"
+    name = _name(what)
     if value == signal.SIG_IGN:
         return f"{name} ignored"
     if value in _DEFAULT:
         return f"{name} at its default"
     return f"{name} handled by {getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _name(number: int) -> str:
+    return next((one.name for one in signal.Signals if one == number), f"signal {number}")

@@ -1,4 +1,4 @@
-"""The umask and signal handlers: what a test leaves changed is put back and told; what is there to stay, stays."""
+"""The umask and signals: what a test leaves changed is put back and told; what is there to stay, stays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNALS = sorted(signal.valid_signals())
 def traits():
     mask = os.umask(0o022)
     os.umask(mask)
-    return [mask, *map(signal.getsignal, SIGNALS)]
+    return [mask, *map(signal.getsignal, SIGNALS), signal.pthread_sigmask(signal.SIG_BLOCK, ())]
 """
 
 CULPRITS = """
@@ -63,16 +63,22 @@ def test_4():
     check()
     assert [signal.getitimer(timer) for timer in range(3)] == [(0, 0)] * 3
 
+def test_blocks():
+    '''What has waited would end the process, or the run.'''
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
+    signal.raise_signal(signal.SIGUSR1)
+def test_5(): check()
+
 def test_replaces(monkeypatch):
     os.umask(0o777)
     for module, name in ((os, "umask"), (signal, "signal"), (signal, "getsignal"), (signal, "setitimer")):
         monkeypatch.setattr(module, name, handler)
-def test_5(): check()
+def test_6(): check()
 
 def test_raises():
     os.umask(0o777)
     raise RuntimeError("raised")
-def test_6(): check()
+def test_7(): check()
 """
 
 
@@ -81,7 +87,7 @@ def test_culprits(pytester: pytest.Pytester, run: Run, workers: tuple[str, ...])
     """What a test's body has left is put back, and told in a warning, and in the section of a failure."""
     pytester.makepyfile(traits=TOOLS, test_it=CULPRITS)
     result = run("--netns", "-W", "error", *workers)
-    result.assert_outcomes(passed=17, failed=1, warnings=12)
+    result.assert_outcomes(passed=19, failed=1, warnings=13)
     result.stdout.fnmatch_lines_random(
         [
             f"*NetnsWarning: test_it.py::test_umask {CHANGED}: umask 0777",
@@ -91,6 +97,7 @@ def test_culprits(pytester: pytest.Pytester, run: Run, workers: tuple[str, ...])
             f"*NetnsWarning: test_it.py::test_handler[[]6[]] {CHANGED}: SIGTERM handled by Mock",
             f"*NetnsWarning: test_it.py::test_all {CHANGED}: SIGHUP *, SIGPIPE at its default, * more",
             f"*NetnsWarning: test_it.py::test_timers {CHANGED}: SIGALRM handled by handler, SIGVTALRM *, SIGPROF *",
+            f"*NetnsWarning: test_it.py::test_blocks {CHANGED}: SIGUSR1 and 1 more blocked",
             f"*NetnsWarning: test_it.py::test_replaces {CHANGED}: umask 0777",
             f"*NetnsWarning: test_it.py::test_raises {CHANGED}: umask 0777",
         ]
