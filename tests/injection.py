@@ -30,7 +30,11 @@ _SOUP: Final = r"Traceback \(most recent|INTERNALERROR|Exception ignored|never r
 #: How pytest-xdist tells of a worker that could not begin; it goes on with another one.
 _NODE_DOWN: Final = r"(?s)node down: Traceback.*?UsageError: netns: "
 _TWICE: Final = "During handling of the above|direct cause of the following"
-_INSIDE: Final = rf"{_SOUP}|{_TWICE}|pytest_netns/[\w/]+\.py"
+_OURS: Final = r"pytest_netns/[\w/]+\.py"
+_INSIDE: Final = rf"{_SOUP}|{_TWICE}|{_OURS}"
+#: What asyncio says of its own socket; strace makes a test's calls fail, too, one while it handles what another led to.
+_WAKER: Final = r"(?s)Exception in callback BaseSelectorEventLoop\._read_from_self\(\).*?\n\w+Error: [^\n]*\n"
+_INSIDE_ANY: Final = rf"{_SOUP}|{_OURS}"
 _DESCRIPTORS: Final = "EMFILE ENFILE"
 #: What the pages of the manual say that a call can fail with, but for EFAULT, and EINTR, after which Python goes on;
 #: close(2) is left out, as it fails for files on network file systems only, and we have none there.
@@ -261,12 +265,15 @@ def _judged(fault: Fault | None, fired: int, suite: Faulted, output: str, status
     usual = int(bool(suite.failed or suite.errors))
     named = fault is None or _is_named(fault, output)
     output = re.sub(_NODE_DOWN, "", output)
+    inside = _SOUP if suite.calls else _INSIDE
+    if fault is not None and fault.outside:
+        output, inside = re.sub(_WAKER, "", output), _INSIDE_ANY
     lost = 0 if fault is None else fired if fault.outside else min(2, fired)
     if fault is not None and (fault.times > 1 or _NO_OTHER in output):
         lost = suite.passed
     if status is None:
         outcome = "hung"
-    elif re.search(_SOUP if suite.calls else _INSIDE, output):
+    elif re.search(inside, output):
         outcome = "traceback"
     elif (status, passed, failed, errors) == (usual, *suite[1:4]):
         outcome = "unharmed" if fired or fault is None else "not reached"
