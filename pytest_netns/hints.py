@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
 from typing import Final
 
+from pytest_netns.kernel.sockets import Listener
+
 __all__ = ["hints", "mentioned"]
 
 _REFUSED: Final = re.compile(r"refused|ECONNREFUSED|could ?n[o']t connect|failed to connect", re.IGNORECASE)
@@ -38,7 +40,7 @@ def _port_of(value: object) -> int | None:
 def hints(
     text: str,
     traceback: TracebackType | None,
-    inside: Collection[int],
+    inside: Iterable[Listener],
     outside: Callable[[Iterable[int]], Collection[int]],
 ) -> list[str]:
     """Return what to say of a failure.
@@ -46,22 +48,25 @@ def hints(
     Args:
         text: what is told of it, captured output included.
         traceback: where it was raised.
-        inside: the TCP ports on which somebody listens, in the test's network or in its worker's.
+        inside: who listens by TCP, in the test's network or in its worker's.
         outside: returns those of some ports on which somebody listens at the host's loopback.
     """
     if not _REFUSED.search(text):
         return []
-    ports = sorted(mentioned(text, traceback))
-    unserved = [port for port in ports if port not in inside][:_AT_MOST]
+    ports, served = sorted(mentioned(text, traceback)), list(inside)
+    unserved = [port for port in ports if all(one.port != port for one in served)][:_AT_MOST]
     at_host = outside(unserved) if unserved else ()
-    # A port that is served now was refused too early, if it is the only one that comes into question.
-    return [_hint(port, inside, at_host) for port in unserved or ports[:_AT_MOST]]
+    # A port that is served now was refused too early, or at another address, if no other comes into question.
+    return [_hint(port, served, at_host) for port in unserved or ports[:_AT_MOST]]
 
 
-def _hint(port: int, inside: Collection[int], at_host: Collection[int]) -> str:
+def _hint(port: int, inside: Iterable[Listener], at_host: Collection[int]) -> str:
     where = f"connection refused on localhost:{port}"
-    if port in inside:
-        return f"{where}; somebody listens there now, so wait for the service first: netns_service.wait()"
+    if served := [one.endpoint for one in inside if one.port == port]:
+        return (
+            f"{where}; {', '.join(dict.fromkeys(served))} listens now: connect to that address, and wait for a service "
+            "that comes up late, as netns_service.wait() does at the service port"
+        )
     if port in at_host:
         rule = f'"localhost:{port}"'
         return f"{where}; the host has a listener there: allow = [{rule}], or --netns-allow=localhost:{port}"

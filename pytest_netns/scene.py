@@ -36,11 +36,11 @@ class Scene:
 
     Attributes:
         lines: what is told of it.
-        ports: the TCP ports that somebody listened on, in the test's network or in its worker's.
+        takers: who listened by TCP, in the test's network or in its worker's.
     """
 
     lines: list[str]
-    ports: frozenset[int] = frozenset()
+    takers: Sequence[Listener] = ()
 
     def told(self, *, blocked: bool) -> list[str]:
         """Return the lines, those of blocked attempts only if wanted."""
@@ -51,7 +51,7 @@ class Scene:
         if client is None:
             return []
         try:
-            return [f"hint: {hint}" for hint in hints(text, traceback, self.ports, client.listening)]
+            return [f"hint: {hint}" for hint in hints(text, traceback, self.takers, client.listening)]
         except NetnsError:  # it is gone, as the other lines say
             return []
 
@@ -69,7 +69,7 @@ def gather(record: Record, client: GatewayClient | None) -> Scene:
         *_attempts(record, client),
         *shortened([f"running: {line}" for line in here.others]),
     ]
-    return Scene(lines, here.ports | above.ports)
+    return Scene(lines, [*here.takers, *above.takers])
 
 
 def _leaf_line(namespace: Namespace) -> str:
@@ -89,7 +89,7 @@ def _beside(record: Record) -> Iterator[str]:
 class _Inhabitants(NamedTuple):
     listening: Sequence[str] = ()
     others: Sequence[str] = ()
-    ports: frozenset[int] = frozenset()
+    takers: Sequence[Listener] = ()
     remarks: Sequence[str] = ()
 
 
@@ -114,8 +114,8 @@ def _looked(namespace: Namespace) -> _Inhabitants:
     others = [_named(process) for process in inside if process.pid not in serving]
     threads = threads_in(os.fstat(namespace.fileno()).st_ino)
     others += [f"thread {thread.name}" for thread in threads]
-    ports = frozenset(one.port for one in found if one.protocol == "tcp")
-    return _Inhabitants(list(dict.fromkeys(lines)), others, ports)
+    takers = [one for one in found if one.protocol == "tcp"]
+    return _Inhabitants(list(dict.fromkeys(lines)), others, takers)
 
 
 def _listening(listener: Listener, pids: Iterable[int], inside: Iterable[Process]) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pytest_netns.hints import hints, mentioned
+from pytest_netns.kernel.sockets import Listener
+
+SERVED = (Listener("tcp", "::1", 8080, 1),)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +58,8 @@ def test_mentioned_in_frames(address: object, ports: set[int]) -> None:
         (
             8080,
             (
-                "connection refused on localhost:8080; somebody listens there now, so wait for the service first: "
-                "netns_service.wait()"
+                "connection refused on localhost:8080; tcp [::1]:8080 listens now: connect to that address, and wait "
+                "for a service that comes up late, as netns_service.wait() does at the service port"
             ),
         ),
         (
@@ -67,13 +70,13 @@ def test_mentioned_in_frames(address: object, ports: set[int]) -> None:
 )
 def test_hint(port: int, said: str) -> None:
     """It depends on who listens where."""
-    told = hints(f"Connection refused: localhost:{port}", None, {8080}, lambda ports: {5432} & set(ports))
+    told = hints(f"Connection refused: localhost:{port}", None, SERVED, lambda ports: {5432} & set(ports))
     assert told == [said]
 
 
 def test_served_meanwhile() -> None:
     """A port that is served now is not what was refused where there is another that nobody serves."""
-    told = hints("Serving HTTP on 127.0.0.1 port 8080; Connection refused: localhost:1", None, {8080}, lambda _: ())
+    told = hints("Serving HTTP on 127.0.0.1 port 8080; Connection refused: localhost:1", None, SERVED, lambda _: ())
     assert [line.partition(";")[0] for line in told] == ["connection refused on localhost:1"]
 
 
