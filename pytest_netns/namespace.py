@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pytest_netns import values
 from pytest_netns.errors import GatewayError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import mounts, privilege, processes
 from pytest_netns.kernel.position import Position, hop_to
@@ -214,7 +215,12 @@ class Namespace:
             box.close()
 
     def publish(self, port: int) -> int:
-        """Make 127.0.0.1:``port`` of the leaf reachable from the host, and return the host's 127.0.0.1 port for it."""
+        """Make 127.0.0.1:``port`` of the leaf reachable from the host, and return the host's 127.0.0.1 port for it.
+
+        Raises:
+            SettingsError: that is no port from 1 to 65535; a ``NetnsError`` and a ``ValueError``.
+        """
+        port = values.port(port, "netns.publish(port)")
         self.descriptors()
         if port not in self._published:
             self._published[port] = self._client.publish(self.name, port)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    {"addressing", "causes", "errors", "hostnames", "pcapng", "policy", "rules"},
+    {"addressing", "causes", "errors", "hostnames", "pcapng", "policy", "rules", "values"},
     {"kernel"},
     {"gateway"},
     {"capture", "checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
@@ -42,7 +42,6 @@ LAYERS = (
         "tally",
         "telling",
         "traits",
-        "values",
         "verbose",
         "warning",
     },

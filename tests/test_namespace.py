@@ -387,6 +387,17 @@ class TestLife:
                 use()
 
     @unshared
+    def test_publish_needs_a_port(self) -> None:
+        """What is no port is refused with the right form, and nothing on the host listens for it."""
+        recorder = Recorder()
+        leaf = make_leaf(recorder=recorder)
+        for port in (0, 65_536, True, cast("int", "http")):
+            with pytest.raises(NetnsError, match=rf"netns\.publish\(port\): {port!r} is no port; write a whole number"):
+                leaf.publish(port)
+        assert recorder.asked == []
+        leaf.close()
+
+    @unshared
     def test_entering_is_cheap(self) -> None:
         """Going in and back takes well below a millisecond."""
         leaf = make_leaf()
