@@ -40,8 +40,8 @@ SESSION = pytest.StashKey["Session"]()
 _UNSAID: Final = (
     "this test asks for a network of its own, but pytest runs as an ordinary user, whose process cannot return to "
     "the host's network once it has left it, so it has to be told at the start. Add --netns-marked to the command "
-    'line, or netns = "marked" to [tool.pytest] in pyproject.toml (tests that do not ask then run in one network per '
-    "worker, with egress open); or isolate every test with --netns"
+    'line, or netns = "marked" to the configuration of pytest, without the quotes in an ini file (tests that do not '
+    "ask then run in one network per worker, with egress open); or isolate every test with --netns"
 )
 
 

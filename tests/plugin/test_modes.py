@@ -77,7 +77,7 @@ class TestModes:
             assert len({found[what].name for what in ASKING}) == len(ASKING)
         else:
             result.assert_outcomes(passed=3, failed=1, errors=4)
-            result.stdout.fnmatch_lines(['*--netns-marked*netns = "marked" to [[]tool.pytest[]]*--netns*'])
+            result.stdout.fnmatch_lines(['*--netns-marked*netns = "marked" to the configuration*--netns*'])
 
     def test_off(self, pytester: pytest.Pytester, run: Run, places: Places) -> None:
         """Nothing is isolated; who needs a network of its own is skipped; the port is there all the same."""
