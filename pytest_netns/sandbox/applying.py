@@ -6,7 +6,6 @@ import contextlib
 import os
 import posixpath
 import secrets
-import shutil
 from collections.abc import Iterable
 from typing import IO, Final
 
@@ -100,7 +99,10 @@ def _write(source: IO[bytes], directory: int, name: str, mode: int) -> None:
     fd = os.open(temporary, _WRITE, 0o600, dir_fd=directory)
     try:
         with open(fd, "wb") as file:
-            shutil.copyfileobj(source, file)
+            for at, block in strange.filled(source):
+                file.seek(at)
+                file.write(block)
+            file.truncate(os.fstat(source.fileno()).st_size)
             os.fchmod(file.fileno(), mode)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from pytest_netns.sandbox.strange import Inner, opened, opened_directory, opened_parent, readable, unseen
+from pytest_netns.sandbox.strange import Inner, filled, opened, opened_directory, opened_parent, readable, unseen
 
 __all__ = [
     "ABSENT",
@@ -30,7 +30,7 @@ __all__ = [
 FILE, DIRECTORY, LINK, OTHER, ABSENT = "file", "directory", "link", "other", "absent"
 
 _OPAQUE: Final = ("user.overlay.opaque", "trusted.overlay.opaque")  # the second where the first can't be had
-_KEPT: Final = 1 << 20  # bytes of a file that are kept; of a longer one, its hash is
+_KEPT: Final = 1 << 20  # bytes of a text that are kept; of a longer one, its hash is
 _LONGEST: Final = 4000  # bytes of a path that is looked into
 
 
@@ -40,8 +40,9 @@ class Entry(NamedTuple):
     Attributes:
         kind: FILE, DIRECTORY, LINK, OTHER (a pipe, a socket) or ABSENT.
         mode: the permission bits.
-        data: a file's content, a link's target; None where a file is too long to be kept, or could not be read.
-        digest: the hash of a file that is too long.
+        data: a text's content, a link's target; None where a file is too long to be kept, has zero bytes, or could
+            not be read.
+        digest: the hash of a file that was read and is not kept.
         opaque: whether a directory hides what was there before.
     """
 
@@ -153,15 +154,18 @@ def _special(directory: int, name: str, seen: os.stat_result) -> Entry:
 
 
 def _file(mode: int, fd: int | None) -> Entry:
+    """Read a file, of which no more is kept than it takes of the box's disk: a text's bytes, and else a hash."""
     if fd is None:
         return Entry(FILE, mode)
     with open(fd, "rb") as file:
-        data = file.read(_KEPT + 1)
-        if len(data) <= _KEPT:
-            return Entry(FILE, mode, data)
-        digest = hashlib.sha256(data)
-        while data := file.read(_KEPT):
-            digest.update(data)
+        size = os.fstat(fd).st_size
+        if size == 0 or (size <= _KEPT and os.lseek(fd, 0, os.SEEK_HOLE) >= size):
+            data = os.pread(fd, _KEPT, 0)
+            if b"\0" not in data:
+                return Entry(FILE, mode, data)
+        digest = hashlib.sha256(b"%d" % size)
+        for at, block in filled(file):
+            digest.update(b"%d:" % at + block)
         return Entry(FILE, mode, digest=digest.digest())
 
 

@@ -10,11 +10,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
-__all__ = ["Inner", "below", "opened", "opened_directory", "opened_parent", "readable", "unseen"]
+__all__ = ["Inner", "below", "filled", "opened", "opened_directory", "opened_parent", "readable", "unseen"]
 
 _LOOK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_BLOCK: Final = 64 << 10  # bytes of a file that are read at once
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -88,6 +89,22 @@ def readable(directory: int, name: str) -> int | None:
     with unseen():
         return os.open(name, _LOOK, dir_fd=directory)
     return None
+
+
+def filled(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the blocks of a file that are not all zeros, each with its offset; holes cost nothing, and are not read."""
+    at = 0
+    while True:
+        try:
+            at = os.lseek(file.fileno(), at, os.SEEK_DATA) // _BLOCK * _BLOCK
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from here on
+                return
+            raise
+        block = os.pread(file.fileno(), _BLOCK, at)
+        if block.strip(b"\0"):
+            yield at, block
+        at += _BLOCK
 
 
 def opened_parent(root: int, path: str) -> tuple[int, str]:

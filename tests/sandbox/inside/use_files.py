@@ -84,6 +84,20 @@ def test_git_takes_the_diff(tree: Path, box: Any) -> None:
     assert subprocess.run(["diff", "-r", "--no-dereference", tree, other], check=False).returncode == 0
 
 
+def test_holes(tree: Path, box: Any) -> None:
+    """Files that are long but for what is in them are told, compared and applied without a look at their holes."""
+    script = "truncate -s 256M $(seq -f hole%g 1000); printf x | dd of=hole1 seek=200M bs=1 conv=notrunc"
+    done = box.run(script, shell=True, stderr=subprocess.DEVNULL)
+    assert len(done.changes) == 1000
+    assert changed(box.run("truncate -s 1M hole2; mv hole3 hole4", shell=True)) == ["modified hole2", "deleted hole3"]
+    box.apply("hole1", "hole2")
+    assert [os.stat(tree / name).st_size >> 20 for name in ("hole1", "hole2")] == [256, 1]
+    assert os.stat(tree / "hole1").st_blocks * 512 < 1 << 20
+    with open(tree / "hole1", "rb") as file:
+        file.seek(200 << 20)
+        assert file.read(2) == b"x\0"
+
+
 def test_apply(tree: Path, box: Any) -> None:
     """Changes are made in the real directory, with modes and links, and the box goes on from there."""
     box.run("rm -r folder; echo new > new; chmod 750 new; ln -s new to-new; echo x >> file; touch ~/kept", shell=True)
