@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pytest_netns.sandbox import strange
-from pytest_netns.sandbox.snapshot import ABSENT, DIRECTORY, FILE, LINK, Entry, Snapshot
+from pytest_netns.sandbox.snapshot import ABSENT, FILE, LINK, NOTHING, Entry, Snapshot
 
 __all__ = ["CREATED", "DELETED", "MODIFIED", "Change", "between"]
 
 CREATED, MODIFIED, DELETED = "created", "modified", "deleted"
 
 _MOST_LINES: Final = 2000  # of a part that is compared line by line: more takes time without end, if so laid out
-_TYPES: Final = {FILE: "100", LINK: "120", DIRECTORY: "040"}
-_TEXT_BYTES: Final = 8000  # in which git, too, looks for a zero byte
+_TYPES: Final = {FILE: "100", LINK: "120"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +35,12 @@ class Change:
     after: Entry = field(repr=False, compare=False)
 
     @property
-    def is_directory(self) -> bool:
-        """Whether it is a directory that came, went or got another mode."""
-        return DIRECTORY in (self.before.kind, self.after.kind) and not {FILE, LINK} & {
-            self.before.kind,
-            self.after.kind,
-        }
-
-    @property
     def diff(self) -> str:
-        """The change as ``git diff`` has it; empty for a directory."""
-        return "" if self.is_directory else "".join(_diff(self))
+        """The change as ``git diff`` has it; empty for what git has no notion of: directories, pipes, sockets."""
+        before, after = (entry if entry.kind in _TYPES else NOTHING for entry in (self.before, self.after))
+        if before.kind != after.kind:  # git, too, has one thing go, and the other come
+            return "".join((*_diff(self.path, before, NOTHING), *_diff(self.path, NOTHING, after)))
+        return "".join(_diff(self.path, before, after))
 
     def __str__(self) -> str:
         """Return the kind and the path."""
@@ -73,18 +67,22 @@ def between(before: Snapshot, after: Snapshot, base: int) -> list[Change]:
     return changes
 
 
-def _diff(change: Change) -> Iterator[str]:
-    before, after = change.before, change.after
-    old, new = _quoted(f"a/{change.path}"), _quoted(f"b/{change.path}")
+def _diff(path: str, before: Entry, after: Entry) -> Iterator[str]:
+    """Yield the difference of two files, or two links, one of which may be absent."""
+    if before.same_as(after):
+        return
+    old, new = _quoted(f"a/{path}"), _quoted(f"b/{path}")
     yield f"diff --git {old} {new}\n"
-    if change.kind == CREATED:
+    if before.kind == ABSENT:
         yield f"new file mode {_mode(after)}\n"
         old = "/dev/null"
-    elif change.kind == DELETED:
+    elif after.kind == ABSENT:
         yield f"deleted file mode {_mode(before)}\n"
         new = "/dev/null"
     elif _mode(before) != _mode(after):
         yield f"old mode {_mode(before)}\nnew mode {_mode(after)}\n"
+        if (before.data, before.digest) == (after.data, after.digest):
+            return
     lines, others = _lines(before), _lines(after)
     if lines is None or others is None:
         yield f"Binary files {old} and {new} differ\n"
@@ -94,17 +92,14 @@ def _diff(change: Change) -> Iterator[str]:
 
 
 def _mode(entry: Entry) -> str:
-    kind = _TYPES.get(entry.kind, "000")
-    if entry.kind == FILE:
-        return f"{kind}{entry.mode & 0o777:03o}"
-    return f"{kind}000"
+    return f"{_TYPES[entry.kind]}{entry.mode & 0o777 if entry.kind == FILE else 0:03o}"
 
 
 def _lines(entry: Entry) -> list[str] | None:
     """Return the lines of a text, or None for what is none."""
-    if entry.kind in (ABSENT, DIRECTORY):
+    if entry.kind == ABSENT:
         return []
-    if entry.data is None or b"\0" in entry.data[:_TEXT_BYTES]:
+    if entry.data is None:
         return None
     try:
         return _split(entry.data.decode())

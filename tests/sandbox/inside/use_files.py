@@ -84,6 +84,23 @@ def test_git_takes_the_diff(tree: Path, box: Any) -> None:
     assert subprocess.run(["diff", "-r", "--no-dereference", tree, other], check=False).returncode == 0
 
 
+def test_git_takes_what_turns_into_something_else(tree: Path, box: Any) -> None:
+    """A file that becomes a directory or a link, or has other rights only, is told so that git does the same."""
+    script = (
+        "rm file link; mkdir file; echo x > file/x; echo y > link; chmod +x binary; rm -r folder; ln -s file folder; "
+        "mkfifo pipe; touch empty"
+    )
+    diff = box.run(script, shell=True).diff()
+    assert "pipe" not in diff
+    subprocess.run(["git", "apply", "-"], cwd=tree, input=diff, text=True, check=True)
+    assert sorted(os.listdir(tree)) == ["binary", "empty", "file", "folder", "link"]
+    assert (tree / "file" / "x").read_text() == "x\n"
+    assert (tree / "link").read_text() == "y\n"
+    assert not (tree / "link").is_symlink()
+    assert os.readlink(tree / "folder") == "file"
+    assert (tree / "binary").stat().st_mode & 0o111
+
+
 def test_holes(tree: Path, box: Any) -> None:
     """Files that are long but for what is in them are told, compared and applied without a look at their holes."""
     script = "truncate -s 256M $(seq -f hole%g 1000); printf x | dd of=hole1 seek=200M bs=1 conv=notrunc"
