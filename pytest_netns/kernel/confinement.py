@@ -99,8 +99,14 @@ def shift_clocks(boot: float, monotonic: float) -> None:
         errno = ctypes.get_errno()
         raise KernelError(errno, f"unshare(CLONE_NEWTIME): {os.strerror(errno)}")
     lines = [f"{name} {_timespec(offset)}" for name, offset in (("boottime", boot), ("monotonic", monotonic))]
-    with open("/proc/self/timens_offsets", "w", encoding="ascii") as file:
-        file.write("\n".join(lines) + "\n")
+    try:
+        with open("/proc/self/timens_offsets", "w", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+    except OSError as error:
+        shift = f"boot_offset={boot}, monotonic_offset={monotonic}"
+        raise KernelError(
+            error.errno or 0, f"{shift}: {error.strerror}; no clock goes back to before the machine's start"
+        ) from error
 
 
 def _timespec(seconds: float) -> str:

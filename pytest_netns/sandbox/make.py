@@ -12,7 +12,7 @@ from pytest_netns.errors import SandboxError
 from pytest_netns.sandbox.box import Sandbox
 from pytest_netns.sandbox.helper import Warden
 from pytest_netns.sandbox.opening import Wish
-from pytest_netns.sandbox.options import STRICT, Limits, Paths, View, paths
+from pytest_netns.sandbox.options import STRICT, Limits, Paths, View, environment, hostname, paths, seconds, user
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
@@ -81,7 +81,13 @@ class SandboxOptions(TypedDict, total=False):
     limits: str
 
 
-_OWN: Final = ("env", "hostname", "uid", "boot_offset", "monotonic_offset")
+_OWN: Final[Mapping[str, Callable[[Any, str], Any]]] = {
+    "env": environment,
+    "hostname": hostname,
+    "uid": user,
+    "boot_offset": seconds,
+    "monotonic_offset": seconds,
+}
 _PATHS: Final = ("readonly", "writable", "hide", "tmpfs")
 _LIMITS: Final = ("memory", "pids", "cpu", "file_size", "open_files", "timeout", "disk", "output")
 
@@ -114,16 +120,21 @@ def make(
     )
     if limits.disk is None:
         raise SandboxError("disk=None: what a box writes lies in memory, so it has to have a limit; write a size")
-    where = None if workdir is None else _directory(paths(workdir, "workdir")[0])
+    where = None if workdir is None else _directory(workdir)
     shown = {key: paths(options[key], key) for key in _PATHS if key in options}
     view = View(
         workdir=where, home=os.path.expanduser("~"), homes=_homes(), overlay=options.get("overlay", True), **shown
     )
-    wish = Wish(view, limits, **{key: options[key] for key in _OWN if key in options})
+    wish = Wish(
+        view, limits, **{key: read(options[key], key) for key, read in _OWN.items() if options.get(key) is not None}
+    )
     return Sandbox(namespace, client, _warden(client), name, wish=wish)
 
 
-def _directory(path: str) -> str:
+def _directory(given: str | os.PathLike[str]) -> str:
+    path, *more = paths(given, "workdir") or ("", "")
+    if more:
+        raise SandboxError(f"workdir={given!r} is not one path; write one")
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             return path
@@ -155,19 +166,6 @@ def _yes_or_no(text: str, option: str) -> bool:
     return text.lower() == "true"
 
 
-def _seconds(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SandboxError(f"{option}={text!r} is no number of seconds; write one, which may be negative") from None
-
-
-def _user(text: str, option: str) -> int:
-    if not text.isdecimal():
-        raise SandboxError(f"{option}={text!r} is no user; write the number of one")
-    return int(text)
-
-
 def _words(text: str, option: str) -> Any:
     del option
     return text
@@ -188,9 +186,9 @@ _READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     **dict.fromkeys(("workdir", "hostname", "limits"), _words),
     **dict.fromkeys(_PATHS, _listed),
     **dict.fromkeys(_LIMITS, _limit),
-    **dict.fromkeys(("boot_offset", "monotonic_offset"), _seconds),
+    **dict.fromkeys(("boot_offset", "monotonic_offset"), seconds),
     "overlay": _yes_or_no,
-    "uid": _user,
+    "uid": user,
 }
 
 

@@ -5,6 +5,7 @@ A wrong value raises ``SandboxError``, whose text names the option, the value an
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,22 @@ from typing import Any, Final, NamedTuple, TypeAlias, Union
 
 from pytest_netns.errors import SandboxError
 
-__all__ = ["BEST_EFFORT", "STRICT", "Limits", "PathLike", "Paths", "View", "paths", "size"]
+__all__ = [
+    "BEST_EFFORT",
+    "STRICT",
+    "Limits",
+    "PathLike",
+    "Paths",
+    "View",
+    "environment",
+    "hostname",
+    "paths",
+    "plain",
+    "seconds",
+    "size",
+    "user",
+    "variables",
+]
 
 PathLike: TypeAlias = Union[str, "os.PathLike[str]"]
 Paths: TypeAlias = PathLike | Iterable[PathLike]
@@ -24,6 +40,10 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 _LEAST_MEMORY: Final = 16 << 20
 _LEAST_DISK: Final = 1 << 20
+_NO_USER: Final = (1 << 32) - 1  # is what the kernel says for none
+_HOSTNAME: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)  # the kernel takes no longer ones
+_MADE: Final = ("/dev", "/proc", "/sys")
+_LEAST_FILES: Final = 16  # with fewer, bubblewrap cannot make the box
 
 
 def size(value: object, option: str, least: int = 1) -> int:
@@ -37,13 +57,13 @@ def size(value: object, option: str, least: int = 1) -> int:
     return number
 
 
-def count(value: object, option: str) -> int:
-    """Return a whole number from 1 on, given as such or as text."""
+def count(value: object, option: str, least: int = 1) -> int:
+    """Return a whole number that is large enough, given as such or as text."""
     number = value if isinstance(value, int) and not isinstance(value, bool) else -1
     if isinstance(value, str) and value.strip().isdecimal():
         number = int(value)
-    if number < 1:
-        raise SandboxError(f"{option}={value!r} is no count; write a whole number from 1 on")
+    if number < least:
+        raise SandboxError(f"{option}={value!r} is no count; write a whole number from {least} on")
     return number
 
 
@@ -58,14 +78,82 @@ def amount(value: object, option: str) -> float:
     return number
 
 
+def seconds(value: object, option: str) -> float:
+    """Return a number of seconds, which may be negative, given as such or as text."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (OverflowError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SandboxError(f"{option}={value!r} is no number of seconds; write one, which may be negative")
+    return number
+
+
+def user(value: object, option: str) -> int:
+    """Return the number of a user, given as such or as text."""
+    number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if isinstance(value, str) and value.strip().isdecimal():
+        number = int(value)
+    if not 0 <= number < _NO_USER:
+        raise SandboxError(f"{option}={value!r} is no user; write the number of one")
+    return number
+
+
+def hostname(value: object, option: str) -> str:
+    """Return the name of a machine."""
+    if not isinstance(value, str) or not _HOSTNAME.fullmatch(value):
+        raise SandboxError(f"{option}={value!r} is no name of a machine; write 1 to 64 letters, digits, dots, hyphens")
+    return value
+
+
+def environment(value: Any, option: str) -> dict[str, str]:
+    """Return variables for every command."""
+    try:
+        return variables(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SandboxError(f"{option}={value!r} holds no variables: {error}. Write names and values, as text") from None
+
+
 def paths(value: Paths, option: str) -> tuple[str, ...]:
     """Return paths, one or several of them, as absolute ones."""
-    if isinstance(value, (str, os.PathLike)):
-        value = (value,)
     try:
-        return tuple(os.path.abspath(os.path.expanduser(os.fspath(path))) for path in value)
-    except TypeError:
-        raise SandboxError(f"{option}={value!r} is no path; write one path or a list of them") from None
+        named = [plain(path) for path in ((value,) if isinstance(value, (str, os.PathLike)) else value)]
+    except (TypeError, ValueError):
+        named = [""]
+    if not all(named):
+        raise SandboxError(f"{option}={value!r} is no path; write one path or a list of them")
+    absolute = tuple(os.path.abspath(os.path.expanduser(path)) for path in named)
+    for path in absolute:
+        if path == "/" or (option != "hide" and path in _MADE):
+            raise SandboxError(f"{option}={path!r} is what every box is made of anew; name something below it")
+    return absolute
+
+
+def plain(text: str | bytes | os.PathLike[str]) -> str:
+    """Return what bubblewrap is told as text.
+
+    Raises:
+        ValueError: there is a zero byte in it; what comes after that would be taken for an option.
+        TypeError: it is no text.
+    """
+    decoded = os.fsdecode(text)
+    if "\0" in decoded:
+        raise ValueError(f"{decoded!r} has a zero byte in it, at which the kernel ends a text; leave it out")
+    return decoded
+
+
+def variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Return variables for a command as text.
+
+    Raises:
+        ValueError: a name is empty or has an equals sign in it, or there is a zero byte.
+        TypeError: a name or a value is no text.
+    """
+    read = {plain(name): plain(value) for name, value in env.items()}
+    wrong = next((name for name in read if not name or "=" in name), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is no name of a variable; write one without an equals sign")
+    return read
 
 
 class Limits(NamedTuple):
@@ -111,7 +199,7 @@ class Limits(NamedTuple):
             "pids": lambda value: count(value, "pids"),
             "cpu": lambda value: amount(value, "cpu"),
             "file_size": lambda value: size(value, "file_size"),
-            "open_files": lambda value: count(value, "open_files"),
+            "open_files": lambda value: count(value, "open_files", _LEAST_FILES),
             "timeout": lambda value: amount(value, "timeout"),
             "disk": lambda value: size(value, "disk", _LEAST_DISK),
             "output": lambda value: size(value, "output"),

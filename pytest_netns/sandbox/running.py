@@ -13,6 +13,7 @@ from pytest_netns.errors import NamespaceClosedError, SandboxError
 from pytest_netns.namespace import settle_streams
 from pytest_netns.sandbox import streams, wire
 from pytest_netns.sandbox.done import Done
+from pytest_netns.sandbox.options import plain, variables
 from pytest_netns.sandbox.process import SandboxProcess
 from pytest_netns.sandbox.streams import OnOutput, Text
 from pytest_netns.sandbox.wire import Message
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Command", "Runner"]
 
-Command: TypeAlias = Union[str, "os.PathLike[str]", Sequence["str | os.PathLike[str]"]]
+Command: TypeAlias = Union[str, bytes, "os.PathLike[str]", Sequence["str | bytes | os.PathLike[str]"]]
 
 
 class Runner(abc.ABC):
@@ -85,8 +86,8 @@ class Runner(abc.ABC):
         command = _command(args, shell=shell)
         wanted = {
             "command": command,
-            "cwd": os.path.join(self.workdir, os.fspath(cwd or "")).rstrip("/") or "/",
-            "env": {**self._env, **{str(name): str(value) for name, value in (env or {}).items()}},
+            "cwd": plain(os.path.join(self.workdir, os.fsdecode(cwd or "")).rstrip("/") or "/"),
+            "env": {**self._env, **variables(env or {})},
             "timeout": _finite(self.timeout if timeout is None else timeout),
             "output": self._output_limit,
         }
@@ -185,10 +186,9 @@ def _finite(seconds: float | None) -> float | None:
 
 
 def _command(args: Any, *, shell: bool) -> list[str]:
-    if isinstance(args, (str, os.PathLike)):
-        line = os.fspath(args)
-        return ["/bin/sh", "-c", line] if shell else [line]
-    command = [os.fspath(argument) for argument in args]
+    if isinstance(args, (str, bytes, os.PathLike)):
+        args = [args]
+    command = [plain(argument) for argument in args]
     if not command:
         raise ValueError("a command has at least the name of a program")
     return ["/bin/sh", "-c", *command] if shell else command

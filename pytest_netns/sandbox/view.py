@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+from pytest_netns.errors import SandboxError
 from pytest_netns.sandbox.options import View
 
 __all__ = ["Bind", "Plan", "is_within", "plan"]
@@ -68,12 +69,17 @@ class Plan(NamedTuple):
 
 
 def plan(view: View) -> Plan:
-    """Settle what a box sees, as paths are here and now: this is to be called where the box will be."""
+    """Settle what a box sees, as paths are here and now: this is to be called where the box will be.
+
+    Raises:
+        SandboxError: something is to be covered that is not there.
+    """
     home = os.path.realpath(view.home) if os.path.realpath(view.home) != "/" else _HOME
     covers = [path for path in dict.fromkeys(map(os.path.realpath, (*_COVERED, home))) if os.path.isdir(path)]
     covers = [path for path in covers if not _within(path, [other for other in covers if other != path])]
     if not _within(home, covers):
         home = _HOME if _within(_HOME, covers) else covers[0]
+    _check_there(view, covers)
     covers += [os.path.realpath(path) for path in view.tmpfs]
     binds = [Bind(path, path, asked=False) for path in _network_files() if _within(path, covers)]
     binds += [Bind(os.path.realpath(path), os.path.realpath(path)) for path in view.readonly]
@@ -87,6 +93,14 @@ def plan(view: View) -> Plan:
     hidden = [*_secrets((home, *view.homes), shown), *map(os.path.realpath, view.hide)]
     overlaid = workdir if view.overlay else None
     return Plan(tuple(covers), tuple(binds), tuple(dict.fromkeys(hidden)), home, workdir or home, overlaid)
+
+
+def _check_there(view: View, covers: list[str]) -> None:
+    for option, wanted, is_there in (("tmpfs", view.tmpfs, os.path.isdir), ("hide", view.hide, os.path.exists)):
+        for path in wanted:
+            if not is_there(path) and not _within(os.path.realpath(path), covers):
+                there = "no directory" if os.path.exists(path) else "not there, or may not be looked at"
+                raise SandboxError(f"{option}={path!r} is {there}; name what is there")
 
 
 def arguments(plan: Plan, stage: str, hidden: Iterable[tuple[str, bool]]) -> Iterator[str]:

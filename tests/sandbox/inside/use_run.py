@@ -30,6 +30,23 @@ def test_run(box: Any, work: Path) -> None:
         box.run(["false"], check=True)
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"args": ["cat", "\0"]}, {"env": {"A": "\0--setenv\0B\0b"}}, {"cwd": "/\0--setenv\0B\0b"}, {"env": {"A=": ""}}],
+)
+def test_words_that_are_more_than_one(box: Any, kwargs: dict[str, Any]) -> None:
+    """A zero byte in what is said of a command ends no word, after which the box itself could be told something."""
+    with pytest.raises(ValueError, match=r"zero byte|equals sign"):
+        box.run(**{"args": ["env"], **kwargs})
+
+
+def test_bytes(box: Any) -> None:
+    """Words may be bytes, as for subprocess, and no text at all."""
+    done = box.run([b"printenv", "A"], cwd=b"/", env={b"A": b"\xff"}, capture_output=True)
+    assert done.stdout == b"\xff\n"
+    assert box.run(b"true").returncode == 0
+
+
 def test_beside_many_files(box: Any) -> None:
     """A process that has more than 1,024 files open makes boxes, and uses them, like any other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
