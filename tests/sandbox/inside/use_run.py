@@ -47,6 +47,12 @@ def test_bytes(box: Any) -> None:
     assert box.run(b"true").returncode == 0
 
 
+def test_time_without_end(netns: Any) -> None:
+    """A limit that is longer than anybody waits is one that is never reached."""
+    with netns.sandbox(timeout=1e9) as box:
+        assert box.run(["true"], timeout=1e9).returncode == 0
+
+
 def test_beside_many_files(box: Any) -> None:
     """A process that has more than 1,024 files open makes boxes, and uses them, like any other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
