@@ -111,7 +111,9 @@ class Done(subprocess.CompletedProcess[Any]):
         program = self.args if isinstance(self.args, (str, os.PathLike)) else self.args[0]
         if os.strerror(errno.EACCES) in f"{self.stderr!r}":
             raise PermissionError(errno.EACCES, "the box may not execute the program, or not enter its cwd", program)
-        raise FileNotFoundError(errno.ENOENT, "no such program in the box, or no such cwd", program)
+        raise FileNotFoundError(
+            errno.ENOENT, "no such program in the box, or one that may not be executed, or no such cwd", program
+        )
 
     def diff(self) -> str:
         """Return what it did to the working directory as one unified diff."""

@@ -227,7 +227,9 @@ class SandboxProcess:
     def _conclude(self, message: Message) -> None:
         self.exceeded = message["exceeded"]
         status: int = message["status"]
-        killed = status in (_KILLED, 128 + signal.SIGKILL)  # bubblewrap, or what it had started
+        killed = status < 0 or status > 128  # bubblewrap, or what it had started
+        if status < 0 and status != _KILLED:  # by a signal that came before the command did
+            status = 128 - status
         alive = self.exceeded is None and not killed
         executed = message["executed"] or not alive or not message["set_up"]
         self._end(status if executed else _NOT_EXECUTED)

@@ -47,6 +47,14 @@ def test_bytes(box: Any) -> None:
     assert box.run(b"true").returncode == 0
 
 
+def test_terminated_at_once(box: Any) -> None:
+    """A command that is asked to end before it has begun has ended by that, and not for want of anything."""
+    for _ in range(5):
+        process = box.popen(["sleep", "60"])
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
+
+
 def test_time_without_end(netns: Any) -> None:
     """A limit that is longer than anybody waits is one that is never reached."""
     with netns.sandbox(timeout=1e9) as box:
