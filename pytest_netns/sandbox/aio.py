@@ -138,7 +138,7 @@ class AsyncProcess:
         data = bytearray()
         while piece := await stream.read(1 << 16):
             if room.left is not None and len(piece) > room.left:
-                self._process.overrun()
+                self._process.overrun("output")
                 data += piece[: room.left]
                 break
             if on_output is not None:

@@ -144,7 +144,7 @@ class SandboxProcess:
             error.timeout = timeout or 0.0
             raise
         if exchange.overrun:
-            self.overrun()
+            self.overrun("output")
         try:
             self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
@@ -159,9 +159,9 @@ class SandboxProcess:
         if self.poll() is None:
             self._say({"op": "signal", "number": int(number)})
 
-    def overrun(self) -> None:
-        """End it for having written more than it may."""
-        self._say({"op": "kill", "exceeded": "output"})
+    def overrun(self, limit: str) -> None:
+        """End it for having gone over a limit: ``output`` or ``time``."""
+        self._say({"op": "kill", "exceeded": limit})
 
     def terminate(self) -> None:
         """Ask the command to end, by SIGTERM."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
@@ -22,7 +23,8 @@ __all__ = ["Shell"]
 
 _CHUNK: Final = 64 * 1024
 #: The command is read as one word and evaluated, so that an unfinished one is an error of its own, and not of the next.
-_LINE: Final = "eval {command} </dev/null\nprintf '%s %d\\n' {mark} $? >&2; printf '%s\\n' {mark}\n"
+_LINE: Final = "eval {command} </dev/null\nprintf '%s %d\\n' {mark} $? >&9; printf '%s\\n' {mark} >&8\n"
+_BEGIN: Final = b"exec 8>&1 9>&2\n"  # so that a command which leads the shell's own output elsewhere is told to be over
 
 
 class Shell:
@@ -42,6 +44,9 @@ class Shell:
         )
         self._stdin: IO[bytes] = self._process.stdin  # type: ignore[assignment]  # it is a pipe
         self._left = self._process.output_limit
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.write(_BEGIN)
+            self._stdin.flush()
 
     @property
     def returncode(self) -> int | None:
@@ -67,25 +72,28 @@ class Shell:
 
         Raises:
             SandboxError: the session is over.
-            subprocess.TimeoutExpired: it ran for longer than ``timeout``.
+            subprocess.TimeoutExpired: it ran for longer than ``timeout``, or the box's own limit.
             subprocess.CalledProcessError: it has failed, and ``check`` was said.
         """
         if self._process.poll() is not None:
             raise SandboxError(f"the shell session is over, with status {self.returncode}; start another: box.shell()")
-        timeout = self._timeout if timeout is None else timeout
+        limit = self._timeout if timeout is None else timeout
         mark = secrets.token_hex(16)
         talk = _Talk(mark, on_output, self._left)
         try:
-            self._stdin.write(_LINE.format(command=_quoted(command), mark=mark).encode())
+            self._stdin.write(_LINE.format(command=_quoted(command), mark=mark).encode("utf-8", "surrogateescape"))
             self._stdin.flush()
-            talk.run([self._process.stdout, self._process.stderr], timeout, command)
+            talk.run([self._process.stdout, self._process.stderr], limit, command)
         except subprocess.TimeoutExpired:
+            if timeout is None:
+                self._process.overrun("time")
+                self._process.wait()
             self.close()
             raise
         except BrokenPipeError:
             pass
         if talk.overrun:
-            self._process.overrun()
+            self._process.overrun("output")
         status = talk.status if talk.status is not None else self._process.wait()
         self._left = talk.left
         finished = subprocess.CompletedProcess(command, status, talk.output(0), talk.output(1))

@@ -270,6 +270,14 @@ def test_shell(box: Any) -> None:
             shell.run("true")
 
 
+def test_shell_leads_its_output_elsewhere(box: Any) -> None:
+    """A command that leads the session's own output elsewhere is over like any other, and so is the next one."""
+    with box.shell() as shell:
+        assert shell.run("exec 2>&1; echo one >&2", timeout=10).stdout == "one\n"
+        assert shell.run("exec >log; echo two", timeout=10).stdout == ""
+        assert shell.run("cat log >&8; (exit 5)", timeout=10).returncode == 5
+
+
 def test_shell_timeout(box: Any) -> None:
     """A command of a session that hangs ends the session."""
     shell = box.shell()
@@ -286,6 +294,7 @@ def test_shell_outlasts_its_commands(netns: Any, work: Path) -> None:
             assert shell.run("sleep 0.5").returncode == 0
         with pytest.raises(subprocess.TimeoutExpired):
             shell.run("sleep 60")
+        assert (shell.returncode, shell.exceeded) == (-9, "time")
 
 
 def test_no_text(box: Any) -> None:
