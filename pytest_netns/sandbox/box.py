@@ -143,7 +143,9 @@ class Sandbox(Runner):
         self._closed = True
         self._channel.close()
         if not is_readable(self._keeper_fd, _PATIENCE):
-            processes.end([processes.Process(self.keeper, f"what keeps {self.name}")])
+            ending = {self.keeper: f"what keeps {self.name}"}
+            ending.update((process.pid, f"what runs in {self.name}") for process in self._running if process.pid)
+            processes.end([processes.Process(*each) for each in ending.items()])
         for process in list(self._running):
             with contextlib.suppress(SandboxError):
                 process.wait()
