@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import resource
+import selectors
 import signal
 import socket
 import sys
@@ -90,10 +91,18 @@ async def _run(directory: Path, ready: IO[bytes], start: _Start, leave: Callable
     doors = [_listener(directory / name) for name in names]
     with contextlib.ExitStack() as stack:
         listener, observers = (stack.enter_context(door) for door in doors)
+        # Whatever ends this process from the last client's end on, no file of it is left.
+        gateway.begin(listener, observers, Run(start.starter, leave, awaited=start.first))
         if _tell(ready, {"serves": True}) or start.first is not None:
-            # Whatever ends this process from the last client's end on, no file of it is left.
-            await gateway.serve(listener, observers, Run(start.starter, leave, awaited=start.first))
+            await gateway.serve(listener)
     await gateway.stop()
+
+
+def _try_out_asyncio() -> None:
+    """Do what asyncio begins with, and makes a noise of where it can't be done."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, selectors.DefaultSelector() as selector:
+        selector.register(ours, selectors.EVENT_READ)
 
 
 def _listener(path: Path) -> socket.socket:
@@ -128,8 +137,7 @@ def main() -> None:
         _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError):  # then as many connections as there may be
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed one takes two files, and more
-        for end in socket.socketpair():  # which asyncio begins with, and makes a noise of where there are none
-            end.close()
+        _try_out_asyncio()
         _spare_pyroute2()
         asyncio.run(_run(directory, ready, start, leave))
     except (NetnsError, OSError) as error:

@@ -67,16 +67,19 @@ class Clients:
         self._tasks: set[asyncio.Task[None]] = set()
         self._run = Run(starter=-1, deserted=lambda: None)
 
-    async def serve(self, listener: socket.socket, run: Run) -> None:
-        """Serve until the last client has gone, or nobody comes: who started the run has ended, or takes too long."""
+    def begin(self, listener: socket.socket, run: Run) -> None:
+        """Take on whoever connects, for a run."""
         self._run = run
         self.listen(listener)
+        asyncio.get_running_loop().add_reader(run.starter, self._starter_gone)
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until the last client has gone, or nobody comes: who started the run has ended, or takes too long."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(run.starter, self._starter_gone)
         lonely = loop.call_later(_FIRST_CLIENT_TIMEOUT, self._end_if_unused)
         await self._ended.wait()
         lonely.cancel()
-        loop.remove_reader(run.starter)
+        loop.remove_reader(self._run.starter)
         loop.remove_reader(listener)
 
     def listen(self, listener: socket.socket) -> None:

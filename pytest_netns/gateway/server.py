@@ -87,10 +87,14 @@ class Gateway:
             self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
         )
 
-    async def serve(self, listener: socket.socket, observers: socket.socket, run: Run) -> None:
-        """Serve until the run is over; those who come to look, through ``observers``, count for nothing."""
+    def begin(self, listener: socket.socket, observers: socket.socket, run: Run) -> None:
+        """Let clients come, and, through ``observers``, those who come to look and count for nothing."""
         self._watchers.listen(observers)
-        await self._clients.serve(listener, run)
+        self._clients.begin(listener, run)
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until the run is over."""
+        await self._clients.serve(listener)
 
     def live(self) -> list[LiveLeaf]:
         """Return the leaves that are alive."""
