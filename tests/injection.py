@@ -110,8 +110,9 @@ _UNTOLD: Final = f"(did|does) not answer|ended as soon as it was started|ended b
 #: Calls whose failing is what they are made to be told.
 _EXPECTED: Final = ("kernel.netlink:_settle:socket.recv", "aftermath:_inode:os.fstat")
 
-#: Errors that are believed, as they say what a command has made of a file, or that it reads no more.
+#: Errors that are believed, as they say that there is no such file, what a command has made of one, or that it is over.
 _BELIEVED: Final = {
+    "kernel.mounts:_provide:os.stat": "ENOENT",
     "sandbox.snapshot:_read:os.stat": "ENOENT",
     "sandbox.snapshot:entry_at:os.stat": "ENOENT EACCES ELOOP",
     "sandbox.streams:_feed:os.write": "EPIPE",

@@ -98,13 +98,6 @@ async def _run(directory: Path, ready: IO[bytes], start: _Start, leave: Callable
     await gateway.stop()
 
 
-def _try_out_asyncio() -> None:
-    """Do what asyncio begins with, and makes a noise of where it can't be done."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, selectors.DefaultSelector() as selector:
-        selector.register(ours, selectors.EVENT_READ)
-
-
 def _listener(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)  # of a gateway that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -137,7 +130,9 @@ def main() -> None:
         _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError):  # then as many connections as there may be
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # each relayed one takes two files, and more
-        _try_out_asyncio()
+        ours, theirs = socket.socketpair()  # asyncio begins with these, and makes a noise of where there are none
+        with ours, theirs, selectors.DefaultSelector() as selector:
+            selector.register(ours, selectors.EVENT_READ)
         _spare_pyroute2()
         asyncio.run(_run(directory, ready, start, leave))
     except (NetnsError, OSError) as error:
