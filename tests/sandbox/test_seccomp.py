@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,8 @@ from pytest_netns.sandbox.calls import NEWEST, NUMBERS
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 MACHINES = pytest.mark.parametrize("machine", sorted(AUDIT))
+#: The kernel's own lists, as the C library's development files bring them, whatever machine they are for.
+HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 
 
 def judge(machine: str, number: int, *arguments: int, audit: int | None = None, **options: bool) -> int:
@@ -39,6 +43,21 @@ def number(name: str, machine: str) -> int | None:
     """Return the number of a system call."""
     found: int | None = getattr(NUMBERS[name], machine)
     return found
+
+
+@MACHINES
+def test_numbers(machine: str) -> None:
+    """The numbers are the kernel's, and what has none there does not exist on that machine."""
+    header = Path(HEADERS[machine])
+    if not header.exists():
+        pytest.skip(f"there is no {header}, which linux-libc-dev brings")
+    found = re.findall(r"^#define __NR_(\w+)\s+(\d+)$", header.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {name: int(known) for name, known in found}
+    newest = max(value for name, value in listed.items() if name != "syscalls")
+    for name in NUMBERS:
+        expected = number(name, machine)
+        if expected is None or expected <= newest:
+            assert listed.get(name) == expected, name
 
 
 @MACHINES
