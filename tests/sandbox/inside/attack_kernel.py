@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -230,6 +231,25 @@ def test_other_abi(attempt: Attempt) -> None:
     done = attempt("call('x32 mount', 0x40000000 + 165, 0, 0, 0, 0, 0); print('SURVIVED')")
     assert "SURVIVED" not in done.stdout
     assert done.returncode == 128 + 31
+
+
+def test_32_bit_program(attempt: Attempt) -> None:
+    """A 32-bit program, whose calls have other numbers, ends at its first one; this one would end well otherwise.
+
+    Known from: Linux CVE-2009-0835.
+    """
+    done = attempt("""
+machine, flags, code = (40, 0x5000000, "0000a0e30170a0e3000000ef") if arm else (3, 0, "b80100000031dbcd80")
+start, code = 0x100000, bytes.fromhex(code)
+ident = b"\\x7fELF\\1\\1\\1"
+head = struct.pack("<16sHHIIIIIHHHHHH", ident, 2, machine, 1, start + 84, 52, 0, flags, 52, 32, 1, 0, 0, 0)
+head += struct.pack("<8I", 1, 0, start, start, 84 + len(code), 84 + len(code), 5, 0x1000)
+with open("/tmp/program", "wb") as file: file.write(head + code)
+os.chmod("/tmp/program", 0o755)
+try: print(subprocess.run("/tmp/program").returncode)
+except OSError as error: print(errno.errorcode[error.errno])  # a machine that runs no such programs
+""")
+    assert done.stdout in {f"{-signal.SIGSYS}\n", "ENOEXEC\n"}
 
 
 def test_ptrace(attempt: Attempt, victim: subprocess.Popen[bytes]) -> None:
