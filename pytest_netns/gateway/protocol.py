@@ -19,11 +19,14 @@ Message = dict[str, Any]
 MAX_BYTES: Final = 128 * 1024
 MAX_DESCRIPTORS: Final = 4
 _ROOM: Final = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+_CUT_SHORT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_decode: Final = json.JSONDecoder().decode
 
 
 def pack(message: Message) -> bytes:
     """Encode a message; ValueError where it would not fit a packet."""
-    data = json.dumps(message, separators=(",", ":")).encode()
+    data = _encode(message).encode()
     if len(data) > MAX_BYTES:
         raise ValueError(f"message of {len(data)} bytes is over the limit of {MAX_BYTES}")
     return data
@@ -41,7 +44,10 @@ def limit(connection: socket.socket, seconds: float) -> None:
 
 def send(connection: socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
     """Send one message, with copies of open descriptors."""
-    socket.send_fds(connection, [pack(message)], list(descriptors))
+    if descriptors:
+        socket.send_fds(connection, [pack(message)], list(descriptors))
+    else:
+        connection.send(pack(message))
 
 
 def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
@@ -61,7 +67,7 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
     ]
     if not data:
         return None, descriptors
-    message = None if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else _decode(data)
+    message = None if flags & _CUT_SHORT else _unpack(data)
     if message is None:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -69,9 +75,9 @@ def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
     return message, descriptors
 
 
-def _decode(data: bytes) -> Message | None:
+def _unpack(data: bytes) -> Message | None:
     try:
-        message = json.loads(data)
+        message = _decode(data.decode())
     except (ValueError, RecursionError):  # the latter for brackets that open without end
         return None
     return message if isinstance(message, dict) else None
