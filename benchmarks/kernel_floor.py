@@ -21,7 +21,7 @@ from unittest import mock
 from pytest_netns import addressing
 from pytest_netns.gateway import factory as factories
 from pytest_netns.gateway import hub
-from pytest_netns.gateway.recipes import Wiring, loopback_routes
+from pytest_netns.gateway.recipes import Wiring, loopback_routes, values_of
 from pytest_netns.kernel import mounts, syscalls
 from pytest_netns.kernel.netlink import NETLINK_ROUTE, Batch, NetlinkSocket, batch
 
@@ -101,7 +101,7 @@ def record(script: Path, leaves: int) -> None:
     names = addressing.loopback(0)
     worker, test = (names.worker, names.worker6), (names.test, names.test6)
     wiring = Wiring(addressing.groups(0)[1], peer=worker, alias=test)
-    maker = factories.Factory()
+    maker, routes = factories.Factory(), loopback_routes(test)
     with _recording(script) as recorder:
         recorder.note("N")
         core = maker.submit(maker.start, _RESOLV_CONF).result()
@@ -115,7 +115,7 @@ def record(script: Path, leaves: int) -> None:
             recorder.note("N")
             leaf = maker.submit(maker.make, number, wiring).result()
             recorder.note("M", below_sys)
-            core.switch.request(loopback_routes(leaf.addresses, test), "route a shared loopback")
+            core.switch.request(routes.filled(values_of(leaf.addresses)), "route a shared loopback")
             recorder.note("E")
             leaf.close()
     maker.stop()

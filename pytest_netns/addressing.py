@@ -30,6 +30,8 @@ TEST_ALIASES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73:3::/64")
 LEAF_LIMIT: Final = 65_000
 WORKER_LIMIT: Final = 4_000
 
+_ZERO: Final = int(LEAVES.network_address)
+_ZERO6: Final = int(LEAVES6.network_address) + (1 << 64)
 _FIRST_LEAF: Final = 16  # .0 to .15 of the block are the hub's own
 _FIRST_INDEX: Final = 100  # interface indexes below are left to the kernel
 _WORKER_GROUP: Final = 1 << 16
@@ -49,11 +51,15 @@ def leaf(number: int) -> Addresses:
     """Return the addresses of the leaf with this serial number; they recur after LEAF_LIMIT leaves."""
     slot = number % LEAF_LIMIT + _FIRST_LEAF
     return Addresses(
-        ipv4=LEAVES[slot],
-        ipv6=LEAVES6[(1 << 64) + slot],
-        hub_ifindex=slot + _FIRST_INDEX,
+        ipv4=ipaddress.IPv4Address(_ZERO + slot),
+        ipv6=ipaddress.IPv6Address(_ZERO6 + slot),
+        hub_ifindex=_ifindex(number),
         hub_ifname=f"leaf{slot:05}",
     )
+
+
+def _ifindex(number: int) -> int:
+    return number % LEAF_LIMIT + _FIRST_LEAF + _FIRST_INDEX
 
 
 class Numbers:
@@ -70,7 +76,7 @@ class Numbers:
         """
         for _ in range(LEAF_LIMIT):
             self._last += 1
-            index = leaf(self._last).hub_ifindex
+            index = _ifindex(self._last)
             if index not in self._taken:
                 self._taken.add(index)
                 break

@@ -133,18 +133,13 @@ def unwired() -> list[tuple[int, bytes]]:
     return [(NETLINK_ROUTE, links.remove(ETH0_INDEX)), *((NETLINK_NETFILTER, table) for table in tables)]
 
 
-@functools.cache
-def _loopback_routes(alias: tuple[Address, Address]) -> Template:
+def loopback_routes(alias: tuple[Address, Address]) -> Template:
+    """Return the messages that lead a shared loopback's aliases to one leaf, in place of any other."""
     index = _SENTINEL.hub_ifindex
     return Template(
         links.add_route(index, alias[0], _SENTINEL.ipv4, replace=True)
         + links.add_route(index, alias[1], _SENTINEL.ipv6, replace=True)
     )
-
-
-def loopback_routes(own: Addresses, alias: tuple[Address, Address]) -> Batch:
-    """Return the messages that lead a shared loopback's aliases to one leaf, in place of any other."""
-    return _loopback_routes(alias).filled(values_of(own))
 
 
 def encode(wiring: Wiring, hub_netns: int) -> Recipe:

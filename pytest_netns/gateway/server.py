@@ -29,7 +29,7 @@ from pytest_netns.gateway.observers import Observers
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.reaper import reap
-from pytest_netns.gateway.recipes import Address, Wiring, loopback_routes
+from pytest_netns.gateway.recipes import Template, Wiring, loopback_routes, values_of
 from pytest_netns.gateway.records import Records
 from pytest_netns.gateway.register import Register
 from pytest_netns.gateway.relay import Relay
@@ -43,6 +43,7 @@ from pytest_netns.rules import LOCALHOST, EgressRule
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_GATEWAY: Final = {"gateway_ipv4": str(addressing.GATEWAY), "gateway_ipv6": str(addressing.GATEWAY6)}
 _RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:5 attempts:2\n"
 
 
@@ -181,7 +182,7 @@ class Gateway:
                 os.close(descriptor)
         worker.own = self._register.enter(worker, worker_name, leaf, OUTSIDE)
         worker.own.port = port
-        self._route_loopback(worker.own, worker.worker_alias)
+        self._route_loopback(worker.own, loopback_routes(worker.worker_alias))
         self._apply(worker.own, worker.policy)
         self._stock.open(worker)
         return _granted(worker.own)
@@ -259,11 +260,11 @@ class Gateway:
     def _activate(self, worker: Worker, leaf: str) -> Reply:
         """Make a leaf the one that the worker leaf's loopback is continued in."""
         worker.current = worker.tests[leaf]
-        self._route_loopback(worker.current, worker.test_alias)
+        self._route_loopback(worker.current, worker.test_routes)
         return {}, ()
 
-    def _route_loopback(self, live: LiveLeaf, alias: tuple[Address, Address]) -> None:
-        self._hub.switch.request(loopback_routes(live.leaf.addresses, alias), "route a shared loopback")
+    def _route_loopback(self, live: LiveLeaf, routes: Template) -> None:
+        self._hub.switch.request(routes.filled(values_of(live.leaf.addresses)), "route a shared loopback")
 
     def _label(
         self, worker: Worker, leaf: str, test: str, rules: list[str], *, port: int | None, sni: bool, wait: bool
@@ -357,12 +358,5 @@ def _parsed(rules: tuple[str, ...]) -> tuple[EgressRule, ...]:
 
 
 def _granted(live: LiveLeaf) -> Reply:
-    addresses = live.leaf.addresses
-    answer: dict[str, Any] = {
-        "name": live.name,
-        "ipv4": str(addresses.ipv4),
-        "ipv6": str(addresses.ipv6),
-        "gateway_ipv4": str(addressing.GATEWAY),
-        "gateway_ipv6": str(addressing.GATEWAY6),
-    }
-    return answer, (live.leaf.net_fd, live.leaf.mnt_fd)
+    ipv4, ipv6 = live.addresses
+    return {"name": live.name, "ipv4": ipv4, "ipv6": ipv6, **_GATEWAY}, (live.leaf.net_fd, live.leaf.mnt_fd)

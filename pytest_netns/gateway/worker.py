@@ -12,7 +12,7 @@ from pytest_netns import addressing
 from pytest_netns.addressing import Loopback
 from pytest_netns.gateway.captures import Capture
 from pytest_netns.gateway.factory import Leaf
-from pytest_netns.gateway.recipes import Address, Wiring
+from pytest_netns.gateway.recipes import Address, Template, Wiring, loopback_routes
 from pytest_netns.policy import CLOSED, Policy
 
 _HOST = (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)
@@ -58,7 +58,7 @@ class LiveLeaf:
     @functools.cached_property
     def addresses(self) -> tuple[str, str]:
         """Both addresses, by which the relay knows its connections."""
-        return self.address, str(self.leaf.addresses.ipv6)
+        return self.address, socket.inet_ntop(socket.AF_INET6, self.leaf.addresses.ipv6.packed)  # str() takes longer
 
     @property
     def peer(self) -> LiveLeaf | None:
@@ -138,6 +138,11 @@ class Worker:
         _, group = addressing.groups(self.number)
         peer = self.worker_alias if self.own else _HOST
         return Wiring(group, peer=peer, alias=self.test_alias, tapped=self.tapped)
+
+    @functools.cached_property
+    def test_routes(self) -> Template:
+        """The messages that continue the worker leaf's loopback in a test's leaf."""
+        return loopback_routes(self.test_alias)
 
     @functools.cached_property
     def worker_alias(self) -> tuple[Address, Address]:
