@@ -145,7 +145,7 @@ def files() -> str:
 def sys_mount() -> str:
     """Mount the /sys that shows a leaf's own interfaces."""
     with privilege.raised():
-        mounted = mounts.fresh_sysfs()
+        mounted = mounts.fresh_sysfs(mounts.sysfs())
     shown = ", ".join(sorted(os.listdir("/sys/class/net"))) if os.path.isdir("/sys/class/net") else "nothing"
     if not mounted:
         raise Remark(f"the kernel allows no /sys of one's own; the old one shows {shown}")

@@ -54,7 +54,7 @@ class Factory:
         self._tappers = ThreadPoolExecutor(max_workers=_TAPPERS, thread_name_prefix="tapper")
         self._dropped: list[Leaf] = []
         self._hub: hub.Hub
-        self._sysfs_submounts: tuple[str, ...] = ()
+        self._sysfs: mounts.Sysfs | None = None
         self._templates: dict[bool, int] = {}
         self._recipes: dict[Wiring, Recipe] = {}
 
@@ -137,7 +137,7 @@ class Factory:
             patience.unshare(syscalls.CLONE_NEWNS)
             mounts.prepare_template(None if host_resolver else resolv_conf, hide_resolvers=not host_resolver)
             self._templates[host_resolver] = _open_mount_namespace()
-        self._sysfs_submounts = mounts.sysfs_submounts()
+        self._sysfs = mounts.sysfs()
         os.close(before)
 
     def _furnish(self, addresses: Addresses, wiring: Wiring) -> None:
@@ -156,14 +156,15 @@ class Factory:
             packet_filter.close()
 
     def _recipe(self, wiring: Wiring) -> Recipe:
-        if wiring not in self._recipes:
-            self._recipes[wiring] = recipes.encode(wiring, self._hub.netns)
-        return self._recipes[wiring]
+        recipe = self._recipes.get(wiring)
+        if recipe is None:
+            recipe = self._recipes[wiring] = recipes.encode(wiring, self._hub.netns)
+        return recipe
 
     def _copy_mounts(self, *, host_resolver: bool) -> int:
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         patience.unshare(syscalls.CLONE_NEWNS)
-        mounts.fresh_sysfs(self._sysfs_submounts)
+        mounts.fresh_sysfs(self._sysfs)
         mnt_fd = _open_mount_namespace()
         syscalls.setns(self._templates[host_resolver], syscalls.CLONE_NEWNS)
         return mnt_fd

@@ -113,7 +113,7 @@ class Template:
 
     def filled(self, own: dict[bytes, bytes]) -> Batch:
         """Return the messages with these values in the sentinels' places."""
-        return Batch(b"".join([own.get(part, part) for part in self._parts]), self._last)
+        return Batch(b"".join(map(own.get, self._parts, self._parts)), self._last)
 
 
 def values_of(own: Addresses) -> dict[bytes, bytes]:

@@ -14,13 +14,13 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytest_netns.errors import KernelError, NetnsError, UnsupportedError
 from pytest_netns.kernel import resolver, syscalls
 from pytest_netns.kernel.mountinfo import mounts_below, read_only, staging
 
-__all__ = ["add_host", "bind", "fresh_sysfs", "hide", "prepare_template", "sysfs_submounts", "tmpfs"]
+__all__ = ["Sysfs", "add_host", "bind", "fresh_sysfs", "hide", "prepare_template", "sysfs", "sysfs_submounts", "tmpfs"]
 
 HOSTS: Final = "/etc/hosts"
 RESOLV_CONF: Final = "/etc/resolv.conf"
@@ -31,6 +31,13 @@ _DBUS: Final = "/run/dbus/system_bus_socket"
 _MIRRORED: Final = ".netns-host"
 _INERT: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV
 _SIZE: Final = re.compile(r"\d+[kKmMgG%]?")
+
+
+class Sysfs(NamedTuple):
+    """A /sys as it is mounted: with which flags of mount(2), and what is mounted directly below it."""
+
+    flags: int
+    submounts: tuple[str, ...]
 
 
 def hide(path: str) -> None:
@@ -100,7 +107,7 @@ def prepare_template(resolv_conf: str | None, hide_resolvers: bool) -> None:
 
 
 def sysfs_submounts() -> tuple[str, ...]:
-    """List what is mounted directly below /sys, for ``fresh_sysfs``: it is the same for all leaves of a template."""
+    """List what is mounted directly below /sys."""
     tops: list[str] = []
     for target in sorted({mount.target for mount in mounts_below("/sys")} - {"/sys"}):
         if not tops or not target.startswith(tops[-1] + "/"):
@@ -108,20 +115,26 @@ def sysfs_submounts() -> tuple[str, ...]:
     return tuple(tops)
 
 
-def fresh_sysfs(submounts: Iterable[str] | None = None) -> bool:
+def sysfs() -> Sysfs | None:
+    """Look at /sys, for ``fresh_sysfs``: it is the same for all leaves of a template. None where there is none."""
+    if not os.path.ismount("/sys"):
+        return None
+    flags = os.statvfs("/sys").f_flag & (_INERT | syscalls.MS_NOEXEC | syscalls.MS_RDONLY)
+    return Sysfs(flags, sysfs_submounts())
+
+
+def fresh_sysfs(old: Sysfs | None) -> bool:
     """Mount a /sys that shows the calling thread's network namespace, with the same mounts below it.
 
     Returns False, and changes nothing, where there is no /sys or the kernel refuses a new one: in a
     user namespace it does so if parts of the old one are masked, as container engines do.
     """
-    if not os.path.ismount("/sys"):
+    if old is None:
         return False
-    kept = sysfs_submounts() if submounts is None else submounts
-    flags = os.statvfs("/sys").f_flag & (_INERT | syscalls.MS_NOEXEC | syscalls.MS_RDONLY)
     with contextlib.ExitStack() as stack:
-        opened = {target: _opened(target, stack) for target in kept}
+        opened = {target: _opened(target, stack) for target in old.submounts}
         try:
-            syscalls.mount("sysfs", "/sys", "sysfs", flags)
+            syscalls.mount("sysfs", "/sys", "sysfs", old.flags)
         except KernelError:
             return False
         for target, source in opened.items():

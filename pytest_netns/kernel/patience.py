@@ -21,12 +21,14 @@ def unshare(flags: int) -> None:
     Raises:
         KernelError: the kernel refuses, or there may not be more within a few seconds.
     """
-    deadline = clock.monotonic() + _PATIENCE
+    deadline = None
     while True:
         try:
             syscalls.unshare(flags)
         except KernelError as error:
-            if error.errno not in (errno.ENOSPC, errno.EUSERS) or clock.monotonic() > deadline:
+            now = clock.monotonic()
+            deadline = deadline or now + _PATIENCE
+            if error.errno not in (errno.ENOSPC, errno.EUSERS) or now > deadline:
                 raise
         else:
             return

@@ -308,20 +308,27 @@ class TestSysfs:
         before = mounts.sysfs_submounts()
         fresh()
         with privilege.raised():
-            assert mounts.fresh_sysfs()
+            assert mounts.fresh_sysfs(mounts.sysfs())
         assert {path.name for path in Path("/sys/class/net").iterdir()} <= {"lo", "tunl0", "sit0", "ip6tnl0", "gre0"}
         assert mounts.sysfs_submounts() == before
         for path in before:
             assert os.path.ismount(path)
 
     @unshared
-    def test_submounts_may_be_given(self) -> None:
-        """What is listed once for all leaves need not be looked for again; a path that is none does no harm."""
-        kept = mounts.sysfs_submounts()
-        fresh()
-        with privilege.raised():
-            assert mounts.fresh_sysfs(kept)
-        assert mounts.sysfs_submounts() == kept
+    def test_one_look_will_do_for_all(self) -> None:
+        """What was seen of /sys in the mount namespace that others are copied from holds in each of them."""
+        seen = mounts.sysfs()
+        for _ in range(2):
+            fresh()
+            with privilege.raised():
+                assert mounts.fresh_sysfs(seen)
+            assert mounts.sysfs() == seen
+
+    def test_none_is_made_where_there_was_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a /sys there is nothing to look at, and nothing is mounted."""
+        monkeypatch.setattr(os.path, "ismount", lambda _: False)
+        assert mounts.sysfs() is None
+        assert not mounts.fresh_sysfs(None)
 
     @unshared
     def test_refusal_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,5 +337,5 @@ class TestSysfs:
         with privilege.raised():
             syscalls.unshare(syscalls.CLONE_NEWNS)
             monkeypatch.setattr(syscalls, "mount", lambda *_: (_ for _ in ()).throw(KernelError(1, "refused")))
-            assert not mounts.fresh_sysfs()
+            assert not mounts.fresh_sysfs(mounts.Sysfs(0, ()))
         assert mountinfo.mounts_below("/sys") == before
