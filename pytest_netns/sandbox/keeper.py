@@ -11,10 +11,10 @@ import select
 import signal
 import socket
 import time
-from typing import Final
 
 from pytest_netns.errors import describe
 from pytest_netns.kernel import confinement, identity, privilege, syscalls
+from pytest_netns.kernel.readiness import LONGEST
 from pytest_netns.sandbox import bubblewrap, prune, view, wire
 from pytest_netns.sandbox.bubblewrap import Program
 from pytest_netns.sandbox.cgroups import Group, Groups
@@ -27,8 +27,6 @@ from pytest_netns.sandbox.stage import Stage
 from pytest_netns.sandbox.wire import Message
 
 __all__ = ["confess", "main"]
-
-_LONGEST_WAIT: Final = 3600.0  # seconds; poll() takes 24 days at most
 
 
 def main(channel: socket.socket, message: Message, descriptors: list[int]) -> None:
@@ -175,7 +173,7 @@ class Keeper:
                 poll.register(fd, events)
             deadlines.append(command.deadline)
         soonest = min((deadline for deadline in deadlines if deadline is not None), default=None)
-        timeout = None if soonest is None else min(max(0.0, soonest - time.monotonic()), _LONGEST_WAIT) * 1000
+        timeout = None if soonest is None else min(max(0.0, soonest - time.monotonic()) * 1000, LONGEST)
         ready = [fd for fd, _ in poll.poll(timeout)]
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
