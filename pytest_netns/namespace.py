@@ -14,6 +14,7 @@ from pytest_netns.errors import GatewayError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import mounts, privilege, processes
 from pytest_netns.kernel.position import Position, hop_to
 from pytest_netns.kernel.processes import Process
+from pytest_netns.subprocesses import communicate, settle_streams
 from pytest_netns.sysctl import Sysctl
 from pytest_netns.visit import ENVIRONMENT, Visit, Visits
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.make import SandboxOptions
 
-__all__ = ["ENVIRONMENT", "Namespace", "Position", "Process", "hop_to", "settle_streams"]
+__all__ = ["ENVIRONMENT", "Namespace", "Position", "Process", "hop_to"]
 
 
 class Namespace:
@@ -152,7 +153,7 @@ class Namespace:
         """
         settle_streams(kwargs, input, capture_output=capture_output)
         with self.popen(args, **kwargs) as process:
-            output, errors = _communicate(process, input, timeout)
+            output, errors = communicate(process, input, timeout)
         finished = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
         if check:
             finished.check_returncode()
@@ -274,30 +275,3 @@ class Namespace:
     def _changing_mounts(self) -> Iterator[None]:
         with self._inside(), privilege.raised():
             yield
-
-
-def settle_streams(kwargs: dict[str, Any], data: Any, *, capture_output: bool, piped: bool = False) -> None:
-    """Read the arguments of ``subprocess.run`` that say what is fed and captured; ``piped`` has all output captured."""
-    if capture_output:
-        if {"stdout", "stderr"} & kwargs.keys():
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        kwargs.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if data is not None:
-        if kwargs.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        kwargs["stdin"] = subprocess.PIPE
-    if piped:
-        kwargs.setdefault("stdout", subprocess.PIPE)
-        kwargs.setdefault("stderr", subprocess.PIPE)
-
-
-def _communicate(process: subprocess.Popen[Any], data: Any, timeout: float | None) -> tuple[Any, Any]:
-    try:
-        return process.communicate(data, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise
-    except BaseException:
-        process.kill()
-        raise

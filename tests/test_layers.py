@@ -11,7 +11,7 @@ import pytest
 
 LAYERS = (
     {"addressing", "causes", "errors", "hostnames", "pcapng", "policy", "rules", "values"},
-    {"kernel"},
+    {"kernel", "subprocesses"},
     {"gateway"},
     {"capture", "checkup", "doctor", "egress", "namespace", "sandbox", "service", "sysctl", "visit"},
     {

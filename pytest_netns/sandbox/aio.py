@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pytest_netns.namespace import settle_streams
 from pytest_netns.sandbox.streams import Text
+from pytest_netns.subprocesses import settle_streams
 
 if TYPE_CHECKING:
     from pytest_netns.sandbox.done import Done

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from pytest_netns.errors import NamespaceClosedError, SandboxError
-from pytest_netns.namespace import settle_streams
 from pytest_netns.sandbox import streams, wire
 from pytest_netns.sandbox.done import Done
 from pytest_netns.sandbox.options import plain, variables
 from pytest_netns.sandbox.process import SandboxProcess
 from pytest_netns.sandbox.streams import OnOutput, Text
 from pytest_netns.sandbox.wire import Message
+from pytest_netns.subprocesses import settle_streams
 
 if TYPE_CHECKING:
     import socket
