@@ -57,25 +57,25 @@ class Bench:
     def loopback(self) -> str:
         """Raise ``lo`` in both."""
         for fd in (self._hub, self._leaf):
-            self._route(fd, links.set_up(rulesets.LO_INDEX, _MTU), "raise lo")
+            self._route(fd, links.set_up(addressing.LO_INDEX, _MTU), "raise lo")
         return "raised"
 
     def veth(self) -> str:
         """Join the two namespaces."""
         name, index = _LEAF.hub_ifname, _LEAF.hub_ifindex
         pair = links.add_veth(
-            name, index, _MTU, peer_name="eth0", peer_index=rulesets.ETH0_INDEX, peer_netns=self._leaf, peer_group=0
+            name, index, _MTU, peer_name="eth0", peer_index=addressing.ETH0_INDEX, peer_netns=self._leaf, peer_group=0
         )
         self._route(self._hub, pair, "make a veth pair")
         self._route(self._hub, links.set_up(index), f"raise {name}")
-        self._route(self._leaf, links.set_up(rulesets.ETH0_INDEX), "raise eth0")
+        self._route(self._leaf, links.set_up(addressing.ETH0_INDEX), "raise eth0")
         return f"{name} here, eth0 there"
 
     def addresses(self) -> str:
         """Give the leaf's end its addresses."""
         for address, prefix in ((_LEAF.ipv4, addressing.PREFIX_LENGTH), (_LEAF.ipv6, addressing.PREFIX6_LENGTH)):
             with naming(f"IPv{address.version}"):
-                self._route(self._leaf, links.add_address(rulesets.ETH0_INDEX, address, prefix), f"add {address}")
+                self._route(self._leaf, links.add_address(addressing.ETH0_INDEX, address, prefix), f"add {address}")
         return f"{_LEAF.ipv4} and {_LEAF.ipv6}"
 
     def routing(self) -> str:
@@ -83,7 +83,7 @@ class Bench:
         for family, everywhere in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
             network = ipaddress.ip_network(everywhere)
             messages = links.add_mark_rule(family, rulesets.MARK_RELAY, _TABLE)
-            messages += links.add_local_route(rulesets.LO_INDEX, network, _TABLE)
+            messages += links.add_local_route(addressing.LO_INDEX, network, _TABLE)
             with naming(f"IPv{network.version}"):
                 self._route(self._hub, messages, "route marked packets")
         return f"packets with mark {rulesets.MARK_RELAY} go to table {_TABLE}"

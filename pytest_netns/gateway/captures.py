@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, BinaryIO, Final
 
-from pytest_netns import pcapng
+from pytest_netns import addressing, pcapng
 from pytest_netns.gateway import packet
 from pytest_netns.gateway.flows import Key
 from pytest_netns.kernel import tap
 from pytest_netns.kernel.tap import Block, Packet, Tap
 
 FILE_NAME: Final = "netns.pcapng"
-INTERFACES: Final = {1: "lo", 2: "eth0"}
+INTERFACES: Final = {addressing.LO_INDEX: "lo", addressing.ETH0_INDEX: "eth0"}
 
 _FIRST_BLOCKS: Final = 32
 _LAST_BLOCKS: Final = 64

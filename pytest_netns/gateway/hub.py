@@ -49,6 +49,7 @@ _SYSCTLS: Final = {
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/default/addr_gen_mode": "1",
 }
+_NOT_EVERYWHERE: Final = ("net/core/", "net/ipv6/", "net/ipv4/tcp_syncookies")
 
 
 @dataclass
@@ -142,8 +143,11 @@ def build() -> Hub:
 
 
 def _is_there(key: str) -> bool:
-    """Tell whether a setting exists; kernels before 6.9 show net/core to no ordinary user, and some have no IPv6."""
-    return not key.startswith(("net/core/", "net/ipv6/")) or os.path.exists(f"/proc/sys/{key}")
+    """Tell whether a setting exists.
+
+    Kernels before 6.9 show net/core to no ordinary user, and some are built without IPv6 or without cookies.
+    """
+    return not key.startswith(_NOT_EVERYWHERE) or os.path.exists(f"/proc/sys/{key}")
 
 
 def has_ipv6() -> bool:
@@ -169,18 +173,18 @@ def load_hub_ruleset(packet_filter: NetlinkSocket, port: int) -> None:
 def _links() -> bytes:
     everywhere = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
     messages = [
-        links.set_up(rulesets.LO_INDEX, _LOOPBACK_MTU),
-        links.add_address(rulesets.LO_INDEX, addressing.GATEWAY, 32),
+        links.set_up(addressing.LO_INDEX, _LOOPBACK_MTU),
+        links.add_address(addressing.LO_INDEX, addressing.GATEWAY, 32),
     ]
     for family, network in zip((socket.AF_INET, socket.AF_INET6), everywhere, strict=True):
         messages += [
             links.add_mark_rule(family, rulesets.MARK_RELAY, _RELAY_TABLE),
-            links.add_local_route(rulesets.LO_INDEX, network, _RELAY_TABLE),
+            links.add_local_route(addressing.LO_INDEX, network, _RELAY_TABLE),
         ]
     # An alias that leads to no leaf leads back here, and is refused: nobody listens there, also without a test.
     messages += [
-        links.add_route(rulesets.LO_INDEX, addressing.ALIASES),
-        links.add_local_route(rulesets.LO_INDEX, addressing.TEST_ALIASES6, _MAIN_TABLE),
+        links.add_route(addressing.LO_INDEX, addressing.ALIASES),
+        links.add_local_route(addressing.LO_INDEX, addressing.TEST_ALIASES6, _MAIN_TABLE),
     ]
     return b"".join(messages)
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from pytest_netns import addressing
-from pytest_netns.addressing import Addresses
+from pytest_netns.addressing import ETH0_INDEX, LO_INDEX, Addresses
 from pytest_netns.gateway import rulesets
-from pytest_netns.gateway.rulesets import ETH0_INDEX, LO_INDEX
 from pytest_netns.kernel import links, nft, nft_table
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Batch, batch
 

@@ -11,7 +11,7 @@ import struct
 from typing import Final, TypeAlias
 
 from pytest_netns import addressing
-from pytest_netns.addressing import Addresses
+from pytest_netns.addressing import ETH0_INDEX, LO_INDEX, Addresses
 from pytest_netns.kernel import nft, nft_table
 from pytest_netns.kernel.nft import ACCEPT, DROP, Rule
 from pytest_netns.kernel.nft_table import Chain, Table
@@ -22,8 +22,6 @@ HUB_TABLE: Final = "pytest_netns"
 PEERS: Final = "peers"
 ASKING: Final = "asking"
 QUEUE: Final = 0
-LO_INDEX: Final = 1
-ETH0_INDEX: Final = 2
 
 # What the gateway says of a queued packet, as the mark that it is sent round again with.
 MARK_RELAY: Final = 1

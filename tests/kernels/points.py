@@ -193,6 +193,10 @@ class TestParameters:
         assert {"lo", "eth0"} <= set(addresses)
         assert netns.ipv6 is not None
 
+    def test_interfaces(self) -> None:
+        """The low indexes are the kernel's, for the tunnels that some put into each network: sit0, tunl0 ..."""
+        assert socket.if_nametoindex("eth0") >= 100
+
     def test_low_port(self) -> None:
         """Whoever runs the tests may bind port 80."""
         with echoing(socket.AF_INET, socket.SOCK_STREAM, "127.0.0.1", 80):
