@@ -24,7 +24,7 @@ __all__ = ["Process", "end", "end_members", "last_pid", "members"]
 _LONGEST_COMMAND: Final = 200
 _SCAN_AT_MOST: Final = 2000
 _LEAVING_SECONDS: Final = 0.02
-_TERM_SECONDS: Final = 0.5
+_TERM_SECONDS: Final = 0.4
 _KILL_SECONDS: Final = 2.0
 _ROUNDS: Final = 20
 
