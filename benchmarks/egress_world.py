@@ -37,7 +37,7 @@ NAME = "server.benchmark.example"
 LIMIT = 60.0  # seconds for anything, beyond what is asked for
 
 _HOST_END, _ROUTED_END = ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv4Address("192.0.2.2")
-_LO, _ETH0, _LINK = 1, 2, 3
+_LO, _ETH0, _LINK = 1, 100, 101
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 _SYSCTLS = {
     "net/ipv4/tcp_tw_reuse": "1",  # many short connections to one endpoint would use its ports up

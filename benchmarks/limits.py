@@ -45,7 +45,7 @@ from pytest_netns.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 _WORKERS: Final = 16
 _SECONDS: Final = 3.0
 _MTU: Final = 65535  # the leaves' own
-_ETH0: Final = 2
+_ETH0: Final = 100
 _NEAR, _FAR = ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv4Address("192.0.2.2")
 _PARTS: Final = ("crowd", "streak", "workers", "traffic")
 _STEP: Final = 1000

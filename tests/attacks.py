@@ -39,7 +39,7 @@ from pytest_netns.kernel import links, nft, nft_table, privilege
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.nft_table import Chain, Table
 
-ETH0 = 2
+ETH0 = addressing.ETH0_INDEX
 GATEWAY = str(addressing.GATEWAY)
 HERE, HERE6 = str(INTERNET), str(INTERNET6)  # where what is allowed is, and more that is not
 OUTSIDE = (str(OUTER), str(OUTER6))  # the host that the gateway runs on

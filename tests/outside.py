@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 
 from traffic import STREAM
-from worlds import INTERNET, INTERNET6, Place, Visit, World, at
+from worlds import IN_INDEX, INTERNET, INTERNET6, OUT_INDEX, Place, Visit, World, at
 
 from pytest_netns.errors import KernelError
 from pytest_netns.gateway.client import LeafGrant
@@ -16,14 +16,14 @@ from pytest_netns.gateway.hub import write_sysctls
 from pytest_netns.kernel import links, privilege
 from pytest_netns.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 
+LOOPBACK = 1
 AT_ONCE = 0.5  # seconds, on a machine under load; one that waits would take a second or more
 NEIGHBOURS = {str(INTERNET): "203.0.113.6", str(INTERNET6): "2001:db8::6"}
 NOBODY = {4: "203.0.113.77", 6: "2001:db8::77"}
 METADATA = "169.254.169.254"
-LOOPBACK, LINK, LINK_OUT = 1, 2, 200  # interface indexes: of the internet's host, the last of the outer network
 
 
-def add_address(place: Place, address: str, index: int = LINK) -> None:
+def add_address(place: Place, address: str, index: int = IN_INDEX) -> None:
     """Give an interface one more address; the whole machine's, where it has that already."""
     one = ipaddress.ip_address(address)
     with at(place), privilege.raised():
@@ -37,7 +37,7 @@ def add_link_local(world: World) -> None:
     """Let a metadata service's address be the internet host's, as it would be in a cloud."""
     add_address(world.internet, METADATA)
     with at(world.outer), privilege.raised():
-        route = links.add_route(LINK_OUT, ipaddress.ip_address(METADATA), INTERNET, replace=True)
+        route = links.add_route(OUT_INDEX, ipaddress.ip_address(METADATA), INTERNET, replace=True)
         NetlinkSocket(NETLINK_ROUTE).request(route, "route to the metadata service")
 
 

@@ -44,7 +44,7 @@ OUTER6, INTERNET6 = ipaddress.ip_address("2001:db8::1"), ipaddress.ip_address("2
 HOSTS = (str(INTERNET), str(INTERNET6))
 UNREACHABLE = ("198.51.100.1", "2001:db8:dead::1")
 
-_OUT_INDEX, _IN_INDEX = 200, 100  # beyond the tunnels that some kernels put into each network
+OUT_INDEX, IN_INDEX = 200, 100  # beyond the tunnels that some kernels put into each network
 _RTN_UNREACHABLE = 7
 _ETH_P_ALL = 3
 _CONTROL = b"the witness's own: "
@@ -275,12 +275,12 @@ def _networks() -> tuple[Place, Place]:
     internet, route = os.open("/proc/self/ns/net", os.O_RDONLY), NetlinkSocket(NETLINK_ROUTE)
     write_sysctls(_SYSCTLS)
     veth = links.add_veth(
-        "eth0", _IN_INDEX, 1500, peer_name="out0", peer_index=_OUT_INDEX, peer_netns=outer, peer_group=0
+        "eth0", IN_INDEX, 1500, peer_name="out0", peer_index=OUT_INDEX, peer_netns=outer, peer_group=0
     )
-    route.request(veth + links.set_up(1) + _side(_IN_INDEX, INTERNET, INTERNET6), "connect the internet")
-    routes = links.add_route(_OUT_INDEX, None, INTERNET) + links.add_route(_OUT_INDEX, None, INTERNET6)
+    route.request(veth + links.set_up(1) + _side(IN_INDEX, INTERNET, INTERNET6), "connect the internet")
+    routes = links.add_route(OUT_INDEX, None, INTERNET) + links.add_route(OUT_INDEX, None, INTERNET6)
     unreachable = b"".join(_unreachable(host) for host in UNREACHABLE)
-    outer_route.request(_side(_OUT_INDEX, OUTER, OUTER6) + routes + unreachable, "connect the outer network")
+    outer_route.request(_side(OUT_INDEX, OUTER, OUTER6) + routes + unreachable, "connect the outer network")
     syscalls.setns(outer, syscalls.CLONE_NEWNET)
     return Place(outer, mnt), Place(internet, mnt)
 

@@ -37,7 +37,7 @@ from pytest_netns.gateway.hub import write_sysctls
 from pytest_netns.kernel import links, privilege, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 
-ETH0 = 2
+ETH0 = addressing.ETH0_INDEX
 IP_OPTIONS, IP_TRANSPARENT, IPV6_TRANSPARENT = 4, 19, 75
 UDP = 17
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
@@ -341,10 +341,10 @@ def test_forwarding_for_a_namespace_of_its_own(world: World) -> None:
             near_route = NetlinkSocket(NETLINK_ROUTE)
             syscalls.unshare(syscalls.CLONE_NEWNET)
             route = NetlinkSocket(NETLINK_ROUTE)
-            veth = links.add_veth("in0", 5, 1500, peer_name="out1", peer_index=50, peer_netns=near_net, peer_group=0)
-            route.request(veth + links.set_up(5) + links.add_address(5, inner_address, 24), "nest")
-            near_route.request(links.set_up(50) + links.add_address(50, near, 24), "nest")
-            route.request(links.add_route(5, None, near), "nest")
+            veth = links.add_veth("in0", 105, 1500, peer_name="out1", peer_index=150, peer_netns=near_net, peer_group=0)
+            route.request(veth + links.set_up(105) + links.add_address(105, inner_address, 24), "nest")
+            near_route.request(links.set_up(150) + links.add_address(150, near, 24), "nest")
+            route.request(links.add_route(105, None, near), "nest")
         inner = opened("10.9.9.2", DATAGRAM)
         with privilege.raised():
             syscalls.setns(near_net, syscalls.CLONE_NEWNET)

@@ -185,13 +185,13 @@ def test_forwarding_for_others(world: World) -> None:
             near_route = NetlinkSocket(NETLINK_ROUTE)
             syscalls.unshare(syscalls.CLONE_NEWNET)
             route = NetlinkSocket(NETLINK_ROUTE)
-            veth = links.add_veth("in0", 5, 1500, peer_name="out1", peer_index=50, peer_netns=outside, peer_group=0)
-            route.request(veth + links.set_up(5) + links.add_address(5, inner, 24), "nest")
-            near_route.request(links.set_up(50) + links.add_address(50, near, 24), "nest")
-            route.request(links.add_route(5, None, near), "nest")
+            veth = links.add_veth("in0", 105, 1500, peer_name="out1", peer_index=150, peer_netns=outside, peer_group=0)
+            route.request(veth + links.set_up(105) + links.add_address(105, inner, 24), "nest")
+            near_route.request(links.set_up(150) + links.add_address(150, near, 24), "nest")
+            route.request(links.add_route(105, None, near), "nest")
             # As if the leaf masqueraded: the packets carry its own address.
-            route.request(links.add_address(5, ipaddress.ip_address(siege.leaf.ipv4), 32) + links.settle(5), "nest")
-            near_route.request(links.settle(50), "nest")
+            route.request(links.add_address(105, ipaddress.ip_address(siege.leaf.ipv4), 32) + links.settle(105), "nest")
+            near_route.request(links.settle(150), "nest")
         for source in ("10.9.9.2", siege.leaf.ipv4):
             for host, port in siege.targets:
                 for kind in (STREAM, DATAGRAM):
