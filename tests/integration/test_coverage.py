@@ -41,7 +41,7 @@ def test_subprocesses(suite: Suite, workers: tuple[str, ...]) -> None:
     result.stdout.fnmatch_lines(["service.py * 100%*"])
     result.stdout.no_fnmatch_line("*pytest_netns*")
     result.stdout.no_fnmatch_line("*warning*")
-    assert [path.name for path in suite.path.glob(".coverage*")] == [".coverage", ".coveragerc"]
+    assert sorted(path.name for path in suite.path.glob(".coverage*")) == [".coverage", ".coveragerc"]
 
 
 @IN_EVERY_WAY
