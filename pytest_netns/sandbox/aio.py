@@ -37,6 +37,7 @@ class AsyncProcess:
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
         self._transports: list[asyncio.BaseTransport] = []
+        self._read: dict[asyncio.StreamReader, bytearray] = {}
         asyncio.get_running_loop().add_reader(process.fileno(), self._hear, process.fileno())
 
     @classmethod
@@ -113,11 +114,18 @@ class AsyncProcess:
         What comes beyond the limit, or the box's, is not read: the box is ended.
         """
         room = _Room(self._process.output_limit if limit is None else limit)
-        _, output, errors = await asyncio.gather(
-            self._feed(input), *(self._read(stream, room, on_output) for stream in (self.stdout, self.stderr))
-        )
+        streams = [stream for stream in (self.stdout, self.stderr) if stream is not None]
+        await asyncio.gather(self._feed(input), *(self._take(stream, room, on_output) for stream in streams))
         await self.wait()
         self.close()
+        return self.captured
+
+    @property
+    def captured(self) -> tuple[bytes | None, bytes | None]:
+        """What ``communicate`` has read by now of its output and its errors; None for one that is no pipe."""
+        output, errors = (
+            None if stream is None else bytes(self._read.get(stream, b"")) for stream in (self.stdout, self.stderr)
+        )
         return output, errors
 
     async def _feed(self, data: bytes | None) -> None:
@@ -130,12 +138,10 @@ class AsyncProcess:
             pass
         self.stdin.close()
 
-    async def _read(
-        self, stream: asyncio.StreamReader | None, room: _Room, on_output: Callable[[bytes], object] | None
-    ) -> bytes | None:
-        if stream is None:
-            return None
-        data = bytearray()
+    async def _take(
+        self, stream: asyncio.StreamReader, room: _Room, on_output: Callable[[bytes], object] | None
+    ) -> None:
+        data = self._read[stream] = bytearray()
         while piece := await stream.read(1 << 16):
             if room.left is not None and len(piece) > room.left:
                 self._process.overrun("output")
@@ -146,7 +152,6 @@ class AsyncProcess:
             if room.left is not None:
                 room.left -= len(piece)
             data += piece
-        return bytes(data)
 
     def close(self) -> None:
         """Close its pipes; doing so twice is harmless."""
@@ -186,17 +191,17 @@ async def run(
     decode = form.decoder()
     told = None if on_output is None else lambda data: on_output(decode(data, False))
     try:
-        talk = process.communicate(form.encode(input), on_output=told)
-        output, failed = await asyncio.wait_for(talk, timeout)
+        await asyncio.wait_for(process.communicate(form.encode(input), on_output=told), timeout)
     except asyncio.TimeoutError:
         process.kill()
         await process.wait()
-        raise subprocess.TimeoutExpired(args, timeout or 0.0) from None
+        output, failed = form.decode_all(process.captured)
+        raise subprocess.TimeoutExpired(args, timeout or 0.0, output, failed) from None
     except BaseException:
         process.kill()
         raise
     finally:
         process.close()
     done = process.done
-    done.stdout, done.stderr = (None if data is None else form.decode(data) for data in (output, failed))
+    done.stdout, done.stderr = form.decode_all(process.captured)
     return done.checked(check=check)

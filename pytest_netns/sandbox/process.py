@@ -140,19 +140,20 @@ class SandboxProcess:
             exchange = self._exchange = Exchange(self._text, input, self.output_limit, on_output)
         try:
             exchange.run(self._files, deadline, self.args)
-        except subprocess.TimeoutExpired as error:
-            error.timeout = timeout or 0.0
-            raise
-        if exchange.overrun:
-            self.overrun("output")
-        try:
+            if exchange.overrun:
+                self.overrun("output")
             self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            error.timeout, error.output, error.stderr = timeout or 0.0, exchange.output(1), exchange.output(2)
+            error.timeout = timeout or 0.0
+            error.output, error.stderr = self._captured(exchange)
             raise
         self._close_files()
-        has = [file is not None for file in self._files]
-        return tuple(exchange.output(number) if has[number] else None for number in (1, 2))  # type: ignore[return-value]
+        return self._captured(exchange)
+
+    def _captured(self, exchange: Exchange) -> tuple[Any, Any]:
+        """Return what has been read by now of output and errors; None for one that is no pipe."""
+        _, output, errors = self._files
+        return None if output is None else exchange.output(1), None if errors is None else exchange.output(2)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the command; SIGKILL ends all that it has started, too."""
@@ -178,9 +179,7 @@ class SandboxProcess:
         if self._done is None:
             raise SandboxError(f"nothing is known of what {self.args!r} has come to")
         if self._exchange is not None:
-            self._done.stdout, self._done.stderr = (
-                self._exchange.output(number) if self._files[number] is not None else None for number in (1, 2)
-            )
+            self._done.stdout, self._done.stderr = self._captured(self._exchange)
         return self._done
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any, Final, NamedTuple
 
 __all__ = ["Exchange", "Streams", "Text", "open_streams"]
@@ -49,6 +49,10 @@ class Text(NamedTuple):
         if self.encoding is None:
             return data
         return data.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+
+    def decode_all(self, outputs: Iterable[bytes | None]) -> list[Any]:
+        """Return all of several outputs; None for one that was not captured."""
+        return [None if data is None else self.decode(data) for data in outputs]
 
     def decoder(self) -> Callable[[bytes, bool], Any]:
         """Return what makes text of the pieces of an output; a character may be cut by a piece's end."""
@@ -165,7 +169,7 @@ class Exchange:
             while selector.get_map() and not self.overrun:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise subprocess.TimeoutExpired(args, 0.0, self.output(1), self.output(2))
+                    raise subprocess.TimeoutExpired(args, 0.0)
                 for key, _ in selector.select(left):
                     self._step(selector, *key.data)
 

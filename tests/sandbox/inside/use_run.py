@@ -20,6 +20,8 @@ from boxes import PYTHON
 
 from pytest_netns import NamespaceClosedError, SandboxError, UnsupportedError
 
+_LINGERING = "echo early; echo oops >&2; sleep 60"
+
 
 def test_run(box: Any, work: Path) -> None:
     """A command's status, output and errors come back; the working directory is its own."""
@@ -126,6 +128,34 @@ def test_timeout(box: Any) -> None:
     assert caught.value.timeout == 0.5
     assert caught.value.output == "early\n"
     assert box.run(["true"]).returncode == 0
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"capture_output": True}, (b"early\n", b"oops\n")),
+        ({"capture_output": True, "text": True}, ("early\n", "oops\n")),
+        ({"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, (b"early\noops\n", None)),
+        ({"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}, (None, b"oops\n")),
+        ({}, (None, None)),
+    ],
+)
+def test_timeout_has_what_was_captured(
+    box: Any, is_async: bool, kwargs: dict[str, Any], expected: tuple[Any, Any]
+) -> None:
+    """The error of a timeout has what was written by then, as far as that was captured, and None for the rest."""
+    found = None
+    for timeout in (0.2, 2, 10):  # it may take a while until the command has written
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            if is_async:
+                asyncio.run(box.run_async(_LINGERING, shell=True, timeout=timeout, **kwargs))
+            else:
+                box.run(_LINGERING, shell=True, timeout=timeout, **kwargs)
+        found = (caught.value.output, caught.value.stderr)
+        if found == expected:
+            break
+    assert found == expected
 
 
 def test_environment(netns: Any, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
