@@ -12,7 +12,7 @@ from pytest_netns.errors import SandboxError
 from pytest_netns.sandbox.box import Sandbox
 from pytest_netns.sandbox.helper import Warden
 from pytest_netns.sandbox.opening import Wish
-from pytest_netns.sandbox.options import STRICT, Limits, Paths, View, environment, hostname, paths, seconds, user
+from pytest_netns.sandbox.options import STRICT, Limits, Paths, View, environment, flag, hostname, paths, seconds, user
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
@@ -122,9 +122,8 @@ def make(
         raise SandboxError("disk=None: what a box writes lies in memory, so it has to have a limit; write a size")
     where = None if workdir is None else _directory(workdir)
     shown = {key: paths(options[key], key) for key in _PATHS if key in options}
-    view = View(
-        workdir=where, home=os.path.expanduser("~"), homes=_homes(), overlay=options.get("overlay", True), **shown
-    )
+    overlay = flag(options.get("overlay", True), "overlay")
+    view = View(workdir=where, home=os.path.expanduser("~"), homes=_homes(), overlay=overlay, **shown)
     wish = Wish(
         view, limits, **{key: read(options[key], key) for key, read in _OWN.items() if options.get(key) is not None}
     )

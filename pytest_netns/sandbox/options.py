@@ -21,6 +21,7 @@ __all__ = [
     "Paths",
     "View",
     "environment",
+    "flag",
     "hostname",
     "paths",
     "plain",
@@ -99,6 +100,13 @@ def user(value: object, option: str) -> int:
     return number
 
 
+def flag(value: object, option: str) -> bool:
+    """Return a choice between yes and no."""
+    if not isinstance(value, bool):
+        raise SandboxError(f"{option}={value!r} is neither; write True or False")
+    return value
+
+
 def hostname(value: object, option: str) -> str:
     """Return the name of a machine."""
     if not isinstance(value, str) or not _HOSTNAME.fullmatch(value):
@@ -110,7 +118,7 @@ def environment(value: Any, option: str) -> dict[str, str]:
     """Return variables for every command."""
     try:
         return variables(value)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise SandboxError(f"{option}={value!r} holds no variables: {error}. Write names and values, as text") from None
 
 
@@ -147,8 +155,10 @@ def variables(env: Mapping[str, str]) -> dict[str, str]:
 
     Raises:
         ValueError: a name is empty or has an equals sign in it, or there is a zero byte.
-        TypeError: a name or a value is no text.
+        TypeError: it is no mapping, or a name or a value is no text.
     """
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env is a {type(env).__name__}, and no mapping such as {{'NAME': 'value'}}")
     read = {plain(name): plain(value) for name, value in env.items()}
     wrong = next((name for name in read if not name or "=" in name), None)
     if wrong is not None:

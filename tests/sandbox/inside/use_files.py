@@ -261,7 +261,13 @@ def test_no_directory(netns: Any) -> None:
         ({"hostname": "x" * 65}, "is no name of a machine"),
         ({"boot_offset": float("nan")}, "boot_offset=nan is no number of seconds"),
         ({"env": {"A": "x\0--bind"}}, "holds no variables: .* has a zero byte"),
-        ({"env": ["A=b"]}, "holds no variables"),
+        (
+            {"env": ["A=b"]},
+            r"env=\['A=b'\] holds no variables: env is a list, and no mapping .* Write names and values",
+        ),
+        ({"overlay": "no"}, "overlay='no' is neither; write True or False"),
+        ({"overlay": 0}, "overlay=0 is neither; write True or False"),
+        ({"overlay": None}, "overlay=None is neither; write True or False"),
     ],
 )
 def test_wrong_options(netns: Any, options: dict[str, Any], message: str) -> None:

@@ -42,6 +42,12 @@ def test_words_that_are_more_than_one(box: Any, kwargs: dict[str, Any]) -> None:
         box.run(**{"args": ["env"], **kwargs})
 
 
+def test_variables_that_are_no_mapping(box: Any) -> None:
+    """Variables of a command that are a list are refused, with what would do."""
+    with pytest.raises(TypeError, match=r"env is a list, and no mapping such as \{'NAME': 'value'\}"):
+        box.run(["env"], env=["A=1"])
+
+
 def test_bytes(box: Any) -> None:
     """Words may be bytes, as for subprocess, and no text at all."""
     done = box.run([b"printenv", "A"], cwd=b"/", env={b"A": b"\xff"}, capture_output=True)
