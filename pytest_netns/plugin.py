@@ -68,7 +68,9 @@ def _ini(config: pytest.Config, name: str) -> Any:
     try:
         return config.getini(name)
     except (TypeError, ValueError, pytest.UsageError) as error:
-        raise SettingsError(f"ini option {name}: {error}; write {FORMS[name]}") from None
+        _, from_int, given = str(error).partition("invalid literal for int() with base 10: ")
+        wrong = f"{given} is no number" if from_int else error
+        raise SettingsError(f"ini option {name}: {wrong}; write {FORMS[name]}") from None
 
 
 def _unsupported(settings: Settings, error: Exception) -> str:
