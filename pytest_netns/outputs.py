@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ class Outputs:
         return [path for path in (self.log, self.flows) if path is not None]
 
     def begin(self, settings: Settings) -> None:
-        """Empty the files that the run writes, and take away the captures of an earlier run.
+        """Empty the files that the run writes, and take away the captures of an earlier run; make no directory yet.
 
         Raises:
             SettingsError: one cannot be written.
@@ -58,6 +59,7 @@ class Outputs:
         if settings.pcap is not Keep.OFF:
             from pytest_netns.keeping import clear  # noqa: PLC0415 - most runs keep none
 
+            _check_directory("--netns-output", settings.output, self.captures)
             clear(self.captures)
 
     def tell(self) -> dict[str, Any]:
@@ -74,3 +76,19 @@ def _empty(option: str, given: str | None, path: str) -> None:
         if isinstance(error, FileNotFoundError):
             remedy = f"make the directory {os.path.dirname(path)}, or name another"
         raise SettingsError(f"{option}: {given!r} cannot be written: {error.strerror}; {remedy}") from None
+
+
+def _check_directory(option: str, given: str, path: str) -> None:
+    """See whether a directory can be written to, or be made where it would lie."""
+    try:
+        while True:
+            try:
+                os.stat(os.path.join(path, ""))  # an error, unless it is a directory
+                break
+            except FileNotFoundError:
+                path = os.path.dirname(path)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        remedy = "name a directory that can be written to, or leave --netns-pcap out"
+        raise SettingsError(f"{option}: {given!r} cannot be written to: {error.strerror}; {remedy}") from None

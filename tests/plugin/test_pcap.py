@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from places import Run
+from places import ROOT, Run
 
 SUITE = """
 import socket, sys
@@ -212,21 +212,59 @@ def test_bounded(pytester: pytest.Pytester, run: Run, tshark: str) -> None:
     assert first in (["True"], ["1"])
 
 
-def test_unwritable(pytester: pytest.Pytester, run: Run) -> None:
-    """A file that cannot be written is said to be, and fails nothing."""
-    pytester.makepyfile("def test_it(): assert 0")
+@pytest.mark.parametrize(
+    ("directory", "why"),
+    [("file", "Not a directory"), ("file/below/it", "Not a directory"), ("x" * 256, "File name too long")],
+    ids=["file", "below a file", "too long"],
+)
+def test_unusable_directory(pytester: pytest.Pytester, run: Run, directory: str, why: str) -> None:
+    """A directory that cannot be one is a usage error, where packets are kept."""
+    pytester.makepyfile("def test_it(): pass")
     pytester.path.joinpath("file").touch()
-    result = run("--netns", "--netns-pcap=retain-on-failure", "--netns-output=file")
-    result.assert_outcomes(failed=1)
+    result = run("--netns", "--netns-pcap=retain-on-failure", f"--netns-output={directory}")
+    assert result.ret is pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"ERROR: --netns-output: '{directory}' cannot be written to: {why}; name a directory *"]
+    )
+    run("--netns", f"--netns-output={directory}").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("directory", ["closed", "closed/below/it"])
+def test_closed_directory(pytester: pytest.Pytester, run: Run, directory: str) -> None:
+    """So is one that the user may not write to, or not make; root may, always."""
+    pytester.makepyfile("def test_it(): pass")
+    pytester.mkdir("closed").chmod(0o555)
+    result = run("--netns", "--netns-pcap=on", f"--netns-output={directory}", "-n1")
+    if ROOT:
+        result.assert_outcomes(passed=1)
+    else:
+        assert result.ret is pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(
+            [f"ERROR: --netns-output: '{directory}' cannot be written to: Permission denied; *"]
+        )
+
+
+def test_unwritable(pytester: pytest.Pytester, run: Run) -> None:
+    """Where a file turns out to be one that cannot be written, that is said, and fails nothing; none is made early."""
+    pytester.makepyfile(
+        """
+        def test_passes(): pass
+        def test_fails():
+            open("results", "x").close()
+            assert 0
+        """
+    )
+    result = run("--netns", "--netns-pcap=retain-on-failure", "--netns-output=results")
+    result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["capture: *Not a directory*"])
 
 
 def test_unlistable(pytester: pytest.Pytester, run: Run) -> None:
-    """Where captures of an earlier run can't be looked for, tests still run, and those that keep packets say why."""
-    pytester.makepyfile("def test_passes(): pass\ndef test_fails(): assert 0")
-    result = run("--netns", "--netns-pcap=retain-on-failure", f"--netns-output={'x' * 256}")
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["capture: *File name too long*"])
+    """Where captures of an earlier run can't be looked for, new ones are written all the same."""
+    pytester.makepyfile("def test_it(): pass")
+    pytester.mkdir("results").chmod(0o300)
+    run("--netns", "--netns-pcap=on", "--netns-output=results", "test_unlistable.py").assert_outcomes(passed=1)
+    assert pytester.path.joinpath("results/test-unlistable-py-test-it/netns.pcapng").is_file()
 
 
 def test_off(pytester: pytest.Pytester, run: Run) -> None:
