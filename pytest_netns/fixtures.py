@@ -62,7 +62,7 @@ def netns_port(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def netns_sandbox(request: pytest.FixtureRequest, netns: Namespace, tmp_path: Path) -> Iterator[Sandbox]:
     """A box for commands that nobody trusts (run(), popen(), shell(), changes), with tmp_path as its directory."""
-    from pytest_netns.sandbox.make import read_options  # noqa: PLC0415
+    from pytest_netns.sandbox.configured import read_options  # noqa: PLC0415
     from pytest_netns.session import SESSION  # noqa: PLC0415
 
     options = read_options(request.config.stash[SESSION].settings.sandbox)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from pytest_netns import values
+from pytest_netns.errors import SandboxError
 from pytest_netns.values import (
     ANY_PORT,
     EGRESS_MODES,
@@ -125,7 +126,7 @@ class Settings:
             log=options.get("egress_log"),
             hold=options.get("hold") == "failed",
             publish=values.publish(options.get("publish"), "--netns-publish"),
-            sandbox=values.assignments(ini.get("netns_sandbox") or (), "ini option netns_sandbox"),
+            sandbox=_boxes(ini.get("netns_sandbox") or (), "ini option netns_sandbox"),
             pcap=Keep(options.get("pcap") or Keep.OFF.value),
             output=options.get("output") or DEFAULT_OUTPUT,
             tls_keys=bool(options.get("tls_keys")),
@@ -197,6 +198,19 @@ def _first(parse: Callable[[object, str], _T], *given: tuple[str, object]) -> _T
 def _given(name: str, options: Mapping[str, Any], ini: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Return what was said of a setting, with each place, the one that wins first."""
     return [(f"--netns-{name}", options.get(name)), (f"ini option netns_{name}", ini.get(f"netns_{name}"))]
+
+
+def _boxes(value: object, place: str) -> tuple[tuple[str, str], ...]:
+    """Check what the boxes of ``netns_sandbox`` are like."""
+    given = values.assignments(value, place)
+    if given:
+        from pytest_netns.sandbox.configured import read_options  # noqa: PLC0415 - not needed where nothing is said
+
+        try:
+            read_options(given)
+        except SandboxError as error:
+            raise SettingsError(f"{place}: {error}") from None
+    return given
 
 
 def _once(rules: Iterable[str]) -> tuple[str, ...]:

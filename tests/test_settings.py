@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pytest_netns.sandbox.configured import read_options
 from pytest_netns.settings import EgressMode, ItemSettings, Mark, Mode, Scope, Settings, SettingsError
 
 
@@ -83,6 +84,14 @@ def test_rules_add_up(options: list[str] | None, ini: list[str] | None, expected
         ({"allow": ["# a comment"]}, {}, ("--netns-allow: '# a comment'", "no egress rule")),
         ({}, {"netns_allow": ["https://a.example/"]}, ("ini option netns_allow: 'https://a", "write a.example:443")),
         ({}, {"netns_allow": [443]}, ("ini option netns_allow: 443", "int")),
+        ({}, {"netns_sandbox": ["bogus"]}, ("ini option netns_sandbox: 'bogus' sets nothing", "memory = 512M")),
+        ({}, {"netns_sandbox": ["colour = red"]}, ("ini option netns_sandbox: a box has no option 'colour'", "memory")),
+        ({}, {"netns_sandbox": ["overlay=maybe"]}, ("netns_sandbox: overlay='maybe' is neither", "true or false")),
+        ({}, {"netns_sandbox": ["memory=lots"]}, ("ini option netns_sandbox: memory='lots' is no size",)),
+        ({}, {"netns_sandbox": ["disk=none"]}, ("ini option netns_sandbox: disk='none' is no size",)),
+        ({}, {"netns_sandbox": ["limits=lax"]}, ("ini option netns_sandbox: limits='lax' is neither", "'strict'")),
+        ({}, {"netns_sandbox": ["hide=/etc /"]}, ("ini option netns_sandbox: hide='/' is what every box",)),
+        ({}, {"netns_sandbox": ["uid=root"]}, ("ini option netns_sandbox: uid='root' is no user",)),
         ({}, {"netns_allow": {"a.example": 443}}, ("ini option netns_allow: {'a.example': 443}", "a list of rules")),
     ],
 )
@@ -91,6 +100,27 @@ def test_wrong_value_is_named(options: dict[str, Any], ini: dict[str, Any], word
     with pytest.raises(SettingsError) as caught:
         Settings.of(options, ini)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_boxes_are_what_the_file_says() -> None:
+    """Options of boxes are kept as they were written, for each box to be made of."""
+    lines = [
+        "overlay = False",
+        "memory=64M",
+        "pids = none",
+        "tmpfs = cache ~/x",
+        "limits = best-effort",
+        "workdir=work",
+    ]
+    given = Settings.of({}, {"netns_sandbox": lines}).sandbox
+    assert read_options(given) == {
+        "overlay": False,
+        "memory": "64M",
+        "pids": None,
+        "tmpfs": ["cache", "~/x"],
+        "limits": "best-effort",
+        "workdir": "work",
+    }
 
 
 @pytest.mark.parametrize(

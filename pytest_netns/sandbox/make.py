@@ -5,20 +5,33 @@ from __future__ import annotations
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from pytest_netns.errors import SandboxError
 from pytest_netns.sandbox.box import Sandbox
 from pytest_netns.sandbox.helper import Warden
 from pytest_netns.sandbox.opening import Wish
-from pytest_netns.sandbox.options import STRICT, Limits, Paths, View, environment, flag, hostname, paths, seconds, user
+from pytest_netns.sandbox.options import (
+    LIMITS,
+    PATHS,
+    STRICT,
+    Limits,
+    Paths,
+    View,
+    environment,
+    flag,
+    hostname,
+    paths,
+    seconds,
+    user,
+)
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import GatewayClient
     from pytest_netns.namespace import Namespace
 
-__all__ = ["DEFAULTS", "SandboxOptions", "make", "read_options"]
+__all__ = ["DEFAULTS", "SandboxOptions", "make"]
 
 #: What a box may use unless more, or less, is said. None of them needs a control group.
 DEFAULTS: Final[Mapping[str, Any]] = {
@@ -88,8 +101,6 @@ _OWN: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "boot_offset": seconds,
     "monotonic_offset": seconds,
 }
-_PATHS: Final = ("readonly", "writable", "hide", "tmpfs")
-_LIMITS: Final = ("memory", "pids", "cpu", "file_size", "open_files", "timeout", "disk", "output")
 
 
 def make(
@@ -116,12 +127,12 @@ def make(
         known = ", ".join(SandboxOptions.__annotations__)
         raise SandboxError(f"a box has no option {', '.join(sorted(unknown))}; known are {known}")
     limits = Limits.of(
-        {**DEFAULTS, **{key: options[key] for key in _LIMITS if key in options}}, options.get("limits", STRICT)
+        {**DEFAULTS, **{key: options[key] for key in LIMITS if key in options}}, options.get("limits", STRICT)
     )
     if limits.disk is None:
         raise SandboxError("disk=None: what a box writes lies in memory, so it has to have a limit; write a size")
     where = None if workdir is None else _directory(workdir)
-    shown = {key: paths(options[key], key) for key in _PATHS if key in options}
+    shown = {key: paths(options[key], key) for key in PATHS if key in options}
     overlay = flag(options.get("overlay", True), "overlay")
     view = View(workdir=where, home=os.path.expanduser("~"), homes=_homes(), overlay=overlay, **shown)
     wish = Wish(
@@ -141,54 +152,6 @@ def _directory(given: str | os.PathLike[str]) -> str:
     except OSError as error:
         reason = f"cannot be used: {error.strerror}; create it first, or name one that you may look into"
     raise SandboxError(f"workdir={path!r} {reason}")
-
-
-def read_options(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return options as they stand in a configuration file, each a text, as ``make`` takes them.
-
-    Raises:
-        SandboxError: there is no such option, or its value means nothing.
-    """
-    options: dict[str, Any] = {}
-    for name, text in given:
-        read = _READERS.get(name)
-        if read is None:
-            known = ", ".join(sorted(_READERS))
-            raise SandboxError(f"netns_sandbox: a box has no option {name!r}; known are {known}")
-        options[name] = read(text, f"netns_sandbox: {name}")
-    return options
-
-
-def _yes_or_no(text: str, option: str) -> bool:
-    if text.lower() not in {"true", "false"}:
-        raise SandboxError(f"{option}={text!r} is neither; write true or false")
-    return text.lower() == "true"
-
-
-def _words(text: str, option: str) -> Any:
-    del option
-    return text
-
-
-def _limit(text: str, option: str) -> str | None:
-    """Leave a limit as it is, which ``make`` reads; ``none`` takes it away."""
-    del option
-    return None if text.lower() == "none" else text
-
-
-def _listed(text: str, option: str) -> list[str]:
-    del option
-    return text.split()
-
-
-_READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
-    **dict.fromkeys(("workdir", "hostname", "limits"), _words),
-    **dict.fromkeys(_PATHS, _listed),
-    **dict.fromkeys(_LIMITS, _limit),
-    **dict.fromkeys(("boot_offset", "monotonic_offset"), seconds),
-    "overlay": _yes_or_no,
-    "uid": user,
-}
 
 
 def _homes() -> tuple[str, ...]:

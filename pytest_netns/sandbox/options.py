@@ -15,6 +15,8 @@ from pytest_netns.errors import SandboxError
 
 __all__ = [
     "BEST_EFFORT",
+    "LIMITS",
+    "PATHS",
     "STRICT",
     "Limits",
     "PathLike",
@@ -36,6 +38,8 @@ Paths: TypeAlias = PathLike | Iterable[PathLike]
 
 STRICT: Final = "strict"
 BEST_EFFORT: Final = "best-effort"
+LIMITS: Final = ("memory", "pids", "cpu", "file_size", "open_files", "timeout", "disk", "output")
+PATHS: Final = ("readonly", "writable", "hide", "tmpfs")
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"(\d+)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)

@@ -172,6 +172,7 @@ class TestOptions:
             (["--netns-port=0"], "*--netns-port: '0'*1 to 65535*"),
             (["-o", "netns_port=0"], "*ini option netns_port: 0 is no port; write a whole number from 1 to 65535"),
             (["-o", "netns_port=x"], "*ini option netns_port: 'x' is no number; write a whole number from 1 to 65535"),
+            (["-o", "netns_sandbox=overlay=maybe"], "*ini option netns_sandbox: overlay='maybe' is neither; *"),
             (["--netns-scope=test"], "*--netns-scope: invalid choice: 'test'*function*session*"),
             (["--netns-unsupported=ignore"], "*--netns-unsupported: invalid choice: 'ignore'*"),
         ],
