@@ -84,12 +84,6 @@ REMEDIES = [
         "sudo apt-get install -y linux-modules-extra-$(uname -r) && sudo modprobe -a nft_tproxy",
     ),
     (
-        Outcome(names.LEAF_RULES, FAIL, "", errno.EPERM, "rule"),
-        Machine(container="docker", python="py"),
-        "rewrites packets",
-        "sudo py -m pytest --netns",
-    ),
-    (
         Outcome(names.LEAF_RULES, FAIL, "", errno.ENOENT, "socket + reject"),
         Machine(distributions=("fedora",)),
         "lacks nft_socket nft_reject_inet",

@@ -134,13 +134,6 @@ def _boot(cause: str, _machine: Machine) -> Remedy:
     return Remedy(cause, "boot without ipv6.disable=1, see: cat /proc/cmdline")
 
 
-def _leaf_rules(outcome: Outcome, machine: Machine) -> Remedy | None:
-    if outcome.errno != errno.EPERM or outcome.subject != "rule":
-        return None
-    cause = "this kernel, as Linux 7.3 does, lets nobody but the machine's root have a network that rewrites packets"
-    return Remedy(cause, f"sudo {machine.python} -m pytest --netns")
-
-
 def _sysctls(outcome: Outcome, machine: Machine) -> Remedy | None:
     if outcome.errno == errno.EROFS:
         return Remedy("/proc/sys is mounted read-only, as container engines do", containers.command(machine))
@@ -260,7 +253,6 @@ _SPECIFIC: Final[dict[str, Callable[[Outcome, Machine], Remedy | None]]] = {
     names.ADDRESSES: _addresses,
     names.ROUTING: _addresses,
     names.TRANSPARENT: _addresses,
-    names.LEAF_RULES: _leaf_rules,
     names.SYSCTLS: _sysctls,
     names.SYS: _sys,
     names.BOXES: _boxes,

@@ -57,6 +57,7 @@ class Factory:
         self._sysfs: mounts.Sysfs | None = None
         self._templates: dict[bool, int] = {}
         self._recipes: dict[Wiring, Recipe] = {}
+        self._tracked = False  # whether this kernel wants the other ruleset for leaves
 
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``job`` in the hub's namespace soon."""
@@ -150,15 +151,26 @@ class Factory:
             self._hub.route.request(recipe.hub_side.filled(own), "set up the hub's end of a veth pair")
             route.request(recipe.leaf_side.filled(own), "set up a leaf's links, addresses and routes")
             self._hub.route.request(recipe.hub_settled.filled(own), "see the hub's end of a veth pair connected")
-            packet_filter.request(recipe.ruleset.filled(own), "load a leaf's nftables ruleset")
+            self._load_ruleset(packet_filter, wiring, own)
         finally:
             route.close()
             packet_filter.close()
 
+    def _load_ruleset(self, packet_filter: NetlinkSocket, wiring: Wiring, own: dict[bytes, bytes]) -> None:
+        what = "load a leaf's nftables ruleset"
+        try:
+            packet_filter.request(self._recipe(wiring).ruleset.filled(own), what)
+        except KernelError as error:
+            if error.errno != errno.EPERM or self._tracked:
+                raise
+            self._tracked = True
+            self._recipes.clear()
+            packet_filter.request(self._recipe(wiring).ruleset.filled(own), what)
+
     def _recipe(self, wiring: Wiring) -> Recipe:
         recipe = self._recipes.get(wiring)
         if recipe is None:
-            recipe = self._recipes[wiring] = recipes.encode(wiring, self._hub.netns)
+            recipe = self._recipes[wiring] = recipes.encode(wiring, self._hub.netns, tracked=self._tracked)
         return recipe
 
     def _copy_mounts(self, *, host_resolver: bool) -> int:

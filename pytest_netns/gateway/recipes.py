@@ -141,8 +141,11 @@ def loopback_routes(alias: tuple[Address, Address]) -> Template:
     )
 
 
-def encode(wiring: Wiring, hub_netns: int) -> Recipe:
-    """Encode the messages for leaves with this wiring; ``hub_netns`` is a descriptor of the hub."""
+def encode(wiring: Wiring, hub_netns: int, *, tracked: bool) -> Recipe:
+    """Encode the messages for leaves with this wiring; ``hub_netns`` is a descriptor of the hub.
+
+    ``tracked`` is what it is to the ruleset.
+    """
     return Recipe(
         veth=Template(
             links.add_veth(
@@ -159,7 +162,7 @@ def encode(wiring: Wiring, hub_netns: int) -> Recipe:
         hub_side=Template(_hub_side(_SENTINEL)),
         leaf_side=Template(_leaf_side(_SENTINEL)),
         hub_settled=Template(links.settle(_SENTINEL.hub_ifindex)),
-        ruleset=Template(rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias)),
+        ruleset=Template(rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias, tracked=tracked)),
     )
 
 

@@ -36,9 +36,11 @@ MARK_CLAIMED: Final = 16
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 _ESTABLISHED: Final = 2
 _ESTABLISHED_OR_RELATED: Final = 2 | 4
+_UNTRACKED: Final = 64
 _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT, _MULTICAST_LISTENER_REPORT = 135, 136, 143
 _SYN, _SYN_ACK = b"\x02", b"\x12"
 _DNS: Final = 53
+_PEER_ZONE, _OWN_ZONE = 1, 2
 _PRIORITY_RAW: Final = -300
 _PRIORITY_MANGLE: Final = -150
 _PRIORITY_DSTNAT: Final = -100
@@ -189,16 +191,20 @@ def _icmpv6(kind: int) -> Rule:
     return [*nft.l4proto(_ICMPV6), *nft.transport_bytes(0, b"\xff", bytes([kind]))]
 
 
-def leaf(own: Addresses, peer: tuple[Address, Address], alias: tuple[Address, Address]) -> bytes:
+def leaf(
+    own: Addresses, peer: tuple[Address, Address], alias: tuple[Address, Address], *, tracked: bool = False
+) -> bytes:
     """Return the messages that set up a leaf's ruleset.
 
     Args:
         own: the leaf's addresses.
         peer: the aliases, IPv4 and IPv6, of the loopback that answers what finds no listener here.
         alias: the aliases, IPv4 and IPv6, that this leaf's own loopback is known by to its peer.
+        tracked: whether to do without rules that write to packets, which Linux 7.3 allows to the machine's root alone.
     """
-    tables = (_loopback_table(own.ipv4, peer[0], alias[0]), _loopback_table(own.ipv6, peer[1], alias[1]))
-    return nft_table.transaction(b"".join(table.encode() for table in tables))
+    table = _tracked_table if tracked else _loopback_table
+    tables = (table(own.ipv4, peer[0], alias[0]), table(own.ipv6, peer[1], alias[1]))
+    return nft_table.transaction(b"".join(one.encode() for one in tables))
 
 
 def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
@@ -210,9 +216,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     served first, unless the client's mark says that it is not meant, and where the peer has none
     either its refusal comes back.
     """
-    loopback = ipaddress.ip_address("127.0.0.1" if own.version == 4 else "::1")
-    gateway = addressing.GATEWAY if own.version == 4 else addressing.GATEWAY6
-    icmp = nft.l4proto(_ICMP if own.version == 4 else _ICMPV6)
+    loopback, gateway, icmp = _family_of(own)
     inside, outside = nft.iif(LO_INDEX), nft.iif(ETH0_INDEX)
     here = [*inside, *_source(loopback), *_destination(loopback)]
     own_tcp = [*inside, *nft.l4proto(_TCP), *_destination(own)]
@@ -223,8 +227,6 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
         *nft.rewrite_address(loopback.packed, destination=True),
     ]
     inner_home = nft.rewrite_icmp_inner(loopback.packed, loopback.packed)
-    dialled = nft.transport_bytes(24 if own.version == 4 else 32, b"\xff" * len(peer.packed), peer.packed)
-    to_loopback = nft.nat(loopback.packed, destination=True)
     share: list[Rule] = [
         [*inside, *icmp, ACCEPT],
         # A service that is bound to loopback alone answers at the leaf's address too: from inside, by TCP, here.
@@ -236,8 +238,56 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
         [*back, *icmp, *inner_home],
         [*back, *home, ACCEPT],
         # The hub refuses in its own name; the packet that it quotes tells that it was for loopback.
-        [*outside, *_source(gateway), *_destination(own), *icmp, *dialled, *inner_home, *home, ACCEPT],
+        [*outside, *_source(gateway), *_destination(own), *icmp, *_dialled(peer), *inner_home, *home, ACCEPT],
     ]
+    chains = [Chain("share", nft.PREROUTING, _PRIORITY_RAW, share), *_arriving(own, alias, loopback)]
+    return Table(HUB_TABLE, nft.NFPROTO_IPV4 if own.version == 4 else nft.NFPROTO_IPV6, chains)
+
+
+def _tracked_table(own: Address, peer: Address, alias: Address) -> Table:
+    """Share loopback with the peer, for one address family, by the kernel's address translation.
+
+    The copy that ``dup`` sends counts as untracked, which leaves its connection to be found in a zone of its own; there
+    it is readdressed on its way out, and its answers when they come in.
+    """
+    loopback, gateway, icmp = _family_of(own)
+    inside, outside = nft.iif(LO_INDEX), nft.iif(ETH0_INDEX)
+    within, leaving = [*nft.oif(LO_INDEX), *nft.l4proto(_TCP)], nft.oif(ETH0_INDEX)
+    both = [*_source(loopback), *_destination(loopback)]
+    itself = [*_source(own), *_destination(own)]
+    in_peers, in_own = ([*nft.set_ct_zone(zone), ACCEPT] for zone in (_PEER_ZONE, _OWN_ZONE))
+    share: list[Rule] = [
+        [*inside, *icmp, ACCEPT],
+        [*inside, *nft.l4proto(_TCP), *itself, *nft.has_socket(), ACCEPT],
+        [*inside, *nft.l4proto(_TCP), *itself, *nft.dup_to(loopback.packed, LO_INDEX), DROP],
+        [*inside, *both, *nft.mark(addressing.PEER_MARK, equal=False), *nft.has_socket(), ACCEPT],
+        [*inside, *both, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
+        [*outside, *_source(peer), *_destination(own), *in_peers],
+        [*outside, *_source(gateway), *_destination(own), *icmp, *_dialled(peer), *in_peers],
+    ]
+    sort: list[Rule] = [
+        [*leaving, *both, *in_peers],
+        [*within, *itself, *nft.ct_state(_UNTRACKED), *in_own],
+        [*within, *_source(loopback), *_destination(own), *in_own],
+    ]
+    readdress: list[Rule] = [
+        [*leaving, *both, *nft.nat(peer.packed, destination=True)],
+        [*within, *itself, *nft.ct_zone(_OWN_ZONE), *nft.nat(loopback.packed, destination=True)],
+    ]
+    sign: list[Rule] = [[*leaving, *_source(loopback), *_destination(peer), *nft.nat(own.packed, destination=False)]]
+    chains = [
+        Chain("share", nft.PREROUTING, _PRIORITY_RAW, share),
+        Chain("sort", nft.OUTPUT, _PRIORITY_RAW, sort),
+        Chain("readdress", nft.OUTPUT, _PRIORITY_DSTNAT, readdress, kind="nat"),
+        Chain("sign", nft.POSTROUTING, _PRIORITY_SRCNAT, sign, kind="nat"),
+        *_arriving(own, alias, loopback),
+    ]
+    return Table(HUB_TABLE, nft.NFPROTO_IPV4 if own.version == 4 else nft.NFPROTO_IPV6, chains)
+
+
+def _arriving(own: Address, alias: Address, loopback: Address) -> list[Chain]:
+    """Lead what comes from outside to services that are bound to loopback alone."""
+    outside, to_loopback = nft.iif(ETH0_INDEX), nft.nat(loopback.packed, destination=True)
     redirect: list[Rule] = [
         [*outside, *_destination(alias), *to_loopback],
         # And from outside, by UDP too.
@@ -247,12 +297,22 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     disguise: list[Rule] = [
         [*outside, *nft.ct_original_destination(alias.packed), *nft.nat(loopback.packed, destination=False)]
     ]
-    chains = [
-        Chain("share", nft.PREROUTING, _PRIORITY_RAW, share),
+    return [
         Chain("redirect", nft.PREROUTING, _PRIORITY_DSTNAT, redirect, kind="nat"),
         Chain("disguise", nft.INPUT, _PRIORITY_SRCNAT, disguise, kind="nat"),
     ]
-    return Table(HUB_TABLE, nft.NFPROTO_IPV4 if own.version == 4 else nft.NFPROTO_IPV6, chains)
+
+
+def _family_of(own: Address) -> tuple[Address, Address, Rule]:
+    """Return loopback's address and the gateway's in this family, and what matches its ICMP."""
+    if own.version == 4:
+        return ipaddress.IPv4Address("127.0.0.1"), addressing.GATEWAY, nft.l4proto(_ICMP)
+    return ipaddress.IPv6Address("::1"), addressing.GATEWAY6, nft.l4proto(_ICMPV6)
+
+
+def _dialled(peer: Address) -> Rule:
+    """Match the destination of the packet that an ICMP error quotes."""
+    return nft.transport_bytes(24 if peer.version == 4 else 32, b"\xff" * len(peer.packed), peer.packed)
 
 
 def _family(address: Address) -> Rule:

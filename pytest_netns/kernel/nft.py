@@ -171,7 +171,7 @@ def fib_spoofed() -> Rule:
 
 
 def ct_state(bits: int) -> Rule:
-    """Match the connection's state: 2 is established, 4 is related, 8 is new."""
+    """Match the connection's state: 2 is established, 4 is related, 8 is new, 64 is not to be tracked."""
     mask = struct.pack("=I", bits)
     return [nft_wire.expression("ct", dreg=_REGISTER, key=0), _masked(mask), _compare(bytes(len(mask)), equal=False)]
 
@@ -180,6 +180,16 @@ def ct_original_destination(packed: bytes) -> Rule:
     """Match the destination address that the connection's first packet carried."""
     key = 0x14 if len(packed) == 4 else 0x16
     return [nft_wire.expression("ct", dreg=_REGISTER, key=key, direction=0), _compare(packed)]
+
+
+def set_ct_zone(zone: int) -> Rule:
+    """Have the packet's connection looked for in a zone of its own; it must not be tracked yet."""
+    return [_immediate(struct.pack("=H", zone)), nft_wire.expression("ct", sreg=_REGISTER, key=17)]
+
+
+def ct_zone(zone: int) -> Rule:
+    """Match the zone that the packet's connection was found in."""
+    return [nft_wire.expression("ct", dreg=_REGISTER, key=17), _compare(struct.pack("=H", zone))]
 
 
 def nat(packed: bytes, *, destination: bool) -> Rule:

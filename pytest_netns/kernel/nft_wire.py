@@ -22,7 +22,7 @@ _NESTED: Final = 0x8000
 _ATTRIBUTES: Final = {
     "bitwise": ("sreg", "dreg", "len", "mask", "xor"),
     "cmp": ("sreg", "op", "data"),
-    "ct": ("dreg", "key", "direction"),
+    "ct": ("dreg", "key", "direction", "sreg"),
     "dup": ("sreg_addr", "sreg_dev"),
     "fib": ("dreg", "result", "flags"),
     "immediate": ("dreg", "data"),

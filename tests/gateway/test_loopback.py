@@ -7,14 +7,22 @@ import signal
 import socket
 import statistics
 import time
+from collections.abc import Iterator
 
 import pytest
 from traffic import DATAGRAM, STREAM, attempt, dial, echo, exchange, listen, port_of, transfer
-from worlds import Visit, World, at, inside
+from worlds import TRACKING, Visit, World, at, inside, new_world
 
 BOTH = pytest.mark.parametrize("server", ["worker", "test"])
 HOSTS = pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 KINDS = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["tcp", "udp"])
+
+
+@pytest.fixture(scope="module", params=["rewritten", "tracked"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Return a world with each of the two rulesets for leaves, of which a kernel may refuse the first."""
+    with new_world(hooks=TRACKING if request.param == "tracked" else None) as made:
+        yield made
 
 
 @inside

@@ -112,13 +112,14 @@ def test_a_wrong_expression_is_refused() -> None:
 
 
 @unshared
-def test_every_leafs_ruleset_loads() -> None:
+@pytest.mark.parametrize("tracked", [False, True])
+def test_every_leafs_ruleset_loads(*, tracked: bool) -> None:
     """The ruleset of a leaf is taken whatever its addresses; twice the same is the same."""
     for number in (0, 1, 64_999):
         own, alias = addressing.leaf(number), addressing.loopback(number)
         peer = (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)
         with privilege.raised():
-            ruleset = rulesets.leaf(own, peer, (alias.worker, alias.worker6))
+            ruleset = rulesets.leaf(own, peer, (alias.worker, alias.worker6), tracked=tracked)
             NetlinkSocket(NETLINK_NETFILTER).request(ruleset, "load")
 
 
