@@ -101,7 +101,7 @@ def test_refused_until_it_is_up(world: World, host: str, kind: int, name: str) -
     leaf = getattr(visit, name)
     with at(leaf):
         for _ in range(20 if kind == STREAM else 1):
-            assert attempt(host, port, kind, 1).error == "ECONNREFUSED"
+            assert attempt(host, port, kind, 5).error == "ECONNREFUSED"
     with at(world.outer):
         served(host, port, kind)
     with at(leaf):
