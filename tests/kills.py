@@ -156,7 +156,7 @@ _PLACES: Final[Mapping[str, tuple[tuple[str, tuple[str, ...], int], ...]]] = {
         ("sandbox.warden:Warden.serve", _ONE, 1),
         ("sandbox.keeper:_set_up", _BOTH, 1),
         ("sandbox.stage:Stage.set_up", _BOTH, 1),
-        ("sandbox.command:Command._start", _ONE, 1),
+        ("sandbox.command:Command.__init__", _ONE, 1),
         ("test:a command in a box", _ONE, 1),
         ("sandbox.box:Sandbox.close", _ONE, 1),
         ("sandbox.warden:Warden._end", _ONE, 1),
