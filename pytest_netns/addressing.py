@@ -27,9 +27,10 @@ PEER_MARK: Final = 0x6E73
 ALIASES: Final = ipaddress.IPv4Network("198.19.0.0/19")
 TEST_ALIASES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73:3::/64")
 
-# Indexes below 100 are left to the kernel, which may put tunnels of its own into each network: sit0, tunl0 and others.
+# Those below are left to the kernel, which may put tunnels of its own into each network: sit0, tunl0 and others.
+_FIRST_INDEX: Final = 100
 LO_INDEX: Final = 1
-ETH0_INDEX: Final = 100
+ETH0_INDEX: Final = _FIRST_INDEX
 
 LEAF_LIMIT: Final = 65_000
 WORKER_LIMIT: Final = 4_000
@@ -37,7 +38,6 @@ WORKER_LIMIT: Final = 4_000
 _ZERO: Final = int(LEAVES.network_address)
 _ZERO6: Final = int(LEAVES6.network_address) + (1 << 64)
 _FIRST_LEAF: Final = 16  # .0 to .15 of the block are the hub's own
-_FIRST_INDEX: Final = 100
 _WORKER_GROUP: Final = 1 << 16
 
 

@@ -241,7 +241,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
         [*outside, *_source(gateway), *_destination(own), *icmp, *_dialled(peer), *inner_home, *home, ACCEPT],
     ]
     chains = [Chain("share", nft.PREROUTING, _PRIORITY_RAW, share), *_arriving(own, alias, loopback)]
-    return Table(HUB_TABLE, nft.NFPROTO_IPV4 if own.version == 4 else nft.NFPROTO_IPV6, chains)
+    return Table(HUB_TABLE, _nfproto(own), chains)
 
 
 def _tracked_table(own: Address, peer: Address, alias: Address) -> Table:
@@ -282,7 +282,7 @@ def _tracked_table(own: Address, peer: Address, alias: Address) -> Table:
         Chain("sign", nft.POSTROUTING, _PRIORITY_SRCNAT, sign, kind="nat"),
         *_arriving(own, alias, loopback),
     ]
-    return Table(HUB_TABLE, nft.NFPROTO_IPV4 if own.version == 4 else nft.NFPROTO_IPV6, chains)
+    return Table(HUB_TABLE, _nfproto(own), chains)
 
 
 def _arriving(own: Address, alias: Address, loopback: Address) -> list[Chain]:
@@ -316,7 +316,11 @@ def _dialled(peer: Address) -> Rule:
 
 
 def _family(address: Address) -> Rule:
-    return nft.family(nft.NFPROTO_IPV4 if address.version == 4 else nft.NFPROTO_IPV6)
+    return nft.family(_nfproto(address))
+
+
+def _nfproto(address: Address) -> int:
+    return nft.NFPROTO_IPV4 if address.version == 4 else nft.NFPROTO_IPV6
 
 
 def _to(address: Address) -> Rule:
