@@ -12,9 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_netns.errors import GatewayError
+from pytest_netns.kernel import clock
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 PREFIX: Final = "pytest-netns-"
 """What stands before the user's number in the name of the directory that all runs of that user are in."""
@@ -140,23 +144,36 @@ def locked(directory: Path, timeout: float) -> Iterator[Callable[[], bool]]:
     Raises:
         GatewayError: somebody else had the lock all the time, or the directory is not the user's own.
     """
+    with contextlib.ExitStack() as stack:
+        opened = None
+        try:
+            if is_there(directory):
+                opened = _opened(directory, stack)
+                stack.callback(_acquire(directory / LOCK_NAME, timeout).release)
+                _take_back(directory, opened)
+        except (FileNotFoundError, FileExistsError):  # the latter where it comes and goes while filelock makes it
+            opened = None
+        yield lambda: opened is not None and _is_at(directory, opened)
+
+
+def _acquire(path: Path, timeout: float) -> FileLock:
+    """Wait for a lock; directories that it makes where the run's have just gone are private, too."""
     from filelock import FileLock, Timeout  # noqa: PLC0415 - not needed where nothing is isolated
 
-    with contextlib.ExitStack() as stack:
+    lock, deadline = FileLock(path), clock.monotonic() + timeout
+    while True:
+        mask = os.umask(0o077)
         try:
-            opened = _opened(directory, stack) if is_there(directory) else None
-            if opened is not None:
-                lock = FileLock(directory / LOCK_NAME)
-                lock.acquire(timeout=timeout, poll_interval=_POLL)
-                stack.callback(lock.release)
-                _take_back(directory, opened)
-        except FileNotFoundError:
-            opened = None
-        except Timeout as error:
-            path = directory / LOCK_NAME
-            msg = f"another process held {path} for over {timeout:.0f} s; end it and run again"
-            raise GatewayError(msg) from error
-        yield lambda: opened is not None and _is_at(directory, opened)
+            lock.acquire(blocking=False)
+        except Timeout:
+            if clock.monotonic() >= deadline:
+                msg = f"another process held {path} for over {timeout:.0f} s; end it and run again"
+                raise GatewayError(msg) from None
+        else:
+            return lock
+        finally:
+            os.umask(mask)
+        time.sleep(_POLL)
 
 
 def _opened(directory: Path, stack: contextlib.ExitStack) -> int:
@@ -166,12 +183,9 @@ def _opened(directory: Path, stack: contextlib.ExitStack) -> int:
 
 
 def _take_back(directory: Path, opened: int) -> None:
-    """Remove a directory of the user's own that the lock has made, open to others, where the run's had just gone."""
-    with contextlib.suppress(FileNotFoundError):
-        status = directory.lstat()
-        is_own = status.st_uid == os.geteuid()
-        if is_own and status.st_mode & 0o077 and not os.path.samestat(status, os.fstat(opened)):
-            remove(directory)
+    """Remove the directory that the lock has made where the run's had just gone, unless it is in use by now."""
+    if not _is_at(directory, opened) and not is_held(directory):
+        remove(directory)
 
 
 def _is_at(directory: Path, opened: int) -> bool:

@@ -197,15 +197,21 @@ def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert is_in_place_now()
             assert not is_in_place()
 
-    opens = paths._opened
+    opens, takes_back = paths._opened, paths._take_back
 
     def gone(path: Path, stack: contextlib.ExitStack) -> int:
         opened = opens(path, stack)
         paths.remove(directory)
         return opened
 
+    def private(path: Path, opened: int) -> None:
+        """Others look at what filelock has made before it is taken back: they would refuse what is open."""
+        assert [one.stat().st_mode & 0o777 for one in (path.parent, path)] == [0o700, 0o700]
+        takes_back(path, opened)
+
     with monkeypatch.context() as patch:
         patch.setattr(paths, "_opened", gone)
+        patch.setattr(paths, "_take_back", private)
         with paths.locked(directory, timeout=0) as is_in_place:
             assert list(tmp_path.iterdir()) == []
             assert not is_in_place()
