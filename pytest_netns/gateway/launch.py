@@ -28,7 +28,7 @@ from pytest_netns.gateway.paths import (
     removed,
     short_path,
 )
-from pytest_netns.kernel import privilege
+from pytest_netns.kernel import clock, privilege
 from pytest_netns.kernel.readiness import is_readable
 
 TIMEOUT: Final = 10.0  # seconds for any one answer
@@ -68,10 +68,10 @@ def find(run_dir: Path) -> socket.socket | None:
     """Connect to the gateway that serves a run, be it only about to, after one that was killed; None where none is."""
     if not is_there(run_dir):
         return None
-    deadline = time.monotonic() + START_TIMEOUT
+    deadline = clock.monotonic() + START_TIMEOUT
     while True:
         connection = dial(run_dir)
-        if connection is not None or not is_held(run_dir) or time.monotonic() > deadline:
+        if connection is not None or not is_held(run_dir) or clock.monotonic() > deadline:
             return connection
         time.sleep(_POLL)
 
@@ -173,9 +173,9 @@ def finish(begun: Begun) -> bool:
 
 def _read_report(ready: int) -> dict[str, Any] | None:
     """Return what a gateway reports, be it only its end; None where that takes too long."""
-    deadline = time.monotonic() + START_TIMEOUT
+    deadline = clock.monotonic() + START_TIMEOUT
     data = b""
-    while (left := deadline - time.monotonic()) > 0:
+    while (left := deadline - clock.monotonic()) > 0:
         if not is_readable(ready, left):
             break
         chunk = os.read(ready, 65536)

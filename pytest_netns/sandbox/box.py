@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.errors import GatewayError, SandboxError
-from pytest_netns.kernel import processes
+from pytest_netns.kernel import clock, processes
 from pytest_netns.kernel.readiness import is_readable
 from pytest_netns.sandbox import opening
 from pytest_netns.sandbox.changes import Change
@@ -178,7 +177,7 @@ class Sandbox(Runner):
         """Take in that a command has ended, and tell what it has come to."""
         self._running.discard(process)
         used = Usage(**message["usage"])
-        ended = time.time()
+        ended = clock.realtime()
         found = [] if self._overlay is None or self._closed else self._overlay.advance()
         return Done(
             process.args,

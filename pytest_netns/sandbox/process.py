@@ -6,11 +6,11 @@ import contextlib
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_netns.errors import SandboxError
+from pytest_netns.kernel import clock
 from pytest_netns.kernel.readiness import is_readable
 from pytest_netns.sandbox import wire
 from pytest_netns.sandbox.done import Done
@@ -106,9 +106,9 @@ class SandboxProcess:
         Raises:
             subprocess.TimeoutExpired: it runs on after so many seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.monotonic() + timeout
         while self.returncode is None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
             if not is_readable(self._channel, left):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             self._hear()
@@ -134,7 +134,7 @@ class SandboxProcess:
         Raises:
             subprocess.TimeoutExpired: it runs on after so many seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.monotonic() + timeout
         exchange = self._exchange
         if exchange is None:
             exchange = self._exchange = Exchange(self._text, input, self.output_limit, on_output)
@@ -142,7 +142,7 @@ class SandboxProcess:
             exchange.run(self._files, deadline, self.args)
             if exchange.overrun:
                 self.overrun("output")
-            self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            self.wait(None if deadline is None else max(0.0, deadline - clock.monotonic()))
         except subprocess.TimeoutExpired as error:
             error.timeout = timeout or 0.0
             error.output, error.stderr = self._captured(exchange)

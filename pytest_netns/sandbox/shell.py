@@ -8,10 +8,10 @@ import os
 import secrets
 import selectors
 import subprocess
-import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from pytest_netns.errors import SandboxError
+from pytest_netns.kernel import clock
 from pytest_netns.sandbox.streams import OnOutput, Text
 
 if TYPE_CHECKING:
@@ -132,12 +132,12 @@ class _Talk:
         return self._read[number].decode(errors="replace")
 
     def run(self, files: list[IO[Any] | None], timeout: float | None, command: str) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else clock.monotonic() + timeout
         with selectors.DefaultSelector() as selector:
             for number, file in enumerate(filter(None, files)):
                 selector.register(file.fileno(), selectors.EVENT_READ, number)
             while selector.get_map() and not self.overrun:
-                left = None if deadline is None else deadline - time.monotonic()
+                left = None if deadline is None else deadline - clock.monotonic()
                 if left is not None and left <= 0:
                     raise subprocess.TimeoutExpired(command, timeout or 0.0, self.output(0), self.output(1))
                 for key, _ in selector.select(left):

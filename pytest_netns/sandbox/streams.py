@@ -8,9 +8,10 @@ import io
 import os
 import selectors
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from typing import IO, Any, Final, NamedTuple
+
+from pytest_netns.kernel import clock
 
 __all__ = ["Exchange", "Streams", "Text", "open_streams"]
 
@@ -167,7 +168,7 @@ class Exchange:
                 else:
                     file.close()
             while selector.get_map() and not self.overrun:
-                left = None if deadline is None else deadline - time.monotonic()
+                left = None if deadline is None else deadline - clock.monotonic()
                 if left is not None and left <= 0:
                     raise subprocess.TimeoutExpired(args, 0.0)
                 for key, _ in selector.select(left):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socketserver
+import threading
+
+import pytest
 from runs import IN_EVERY_WAY, Suite, requires
 
 FROZEN = """
@@ -23,6 +27,39 @@ def test_service(netns_service):
 
 def test_blocked():
     socket.create_connection(("192.0.2.1", 80))
+"""
+BOXES = """
+import os, subprocess
+import freezegun, pytest
+
+DIAL = "import socket, sys; print(socket.create_connection(sys.argv[1:]).recv(9))"
+
+@pytest.fixture(params=[None, "2020-01-01", "2040-01-01"])
+def clock(request):
+    if request.param is None:
+        yield
+    else:
+        with freezegun.freeze_time(request.param):
+            yield
+
+def test_timeouts(netns, clock):
+    box = netns.sandbox()
+    with pytest.raises(subprocess.TimeoutExpired):
+        box.run(["sleep", "60"], timeout=0.3)
+    process = box.popen(["sleep", "60"], stdout=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.1)
+    with box.shell() as shell, pytest.raises(subprocess.TimeoutExpired):
+        shell.run("sleep 60", timeout=0.3)
+
+def test_network(netns, clock):
+    box = netns.sandbox()
+    done = box.run(["python3", "-c", DIAL, "localhost", os.environ["PORT"]], capture_output=True, check=True)
+    assert done.stdout == b"b'hello'\\n"
+    assert (done.usage.sent, done.usage.received) == (0, 5)
+    assert box.run(["true"]).usage.received == 0
 """
 FILES = """
 import os
@@ -62,6 +99,25 @@ def test_frozen_time(suite: Suite) -> None:
             "*test_left left running, ended with SIGKILL*",
         ]
     )
+
+
+class _Greeting(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(b"hello")
+
+
+@requires("freezegun", program="bwrap")
+def test_boxes_in_frozen_time(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the clocks say, waiting for a box comes to an end, and what its commands received is told."""
+    suite.write(test_boxes=BOXES)
+    with socketserver.TCPServer(("127.0.0.1", 0), _Greeting) as server:
+        threading.Thread(target=server.serve_forever).start()
+        port = server.server_address[1]
+        monkeypatch.setenv("PORT", str(port))
+        try:
+            suite.passes("--netns", f"--netns-allow=localhost:{port}", passed=6)
+        finally:
+            server.shutdown()
 
 
 @requires("pyfakefs")
