@@ -16,6 +16,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
 from pytest_netns.gateway import listeners, rulesets
+from pytest_netns.gateway.admission import Admission
 from pytest_netns.gateway.browsing import Browsing
 from pytest_netns.gateway.conversation import Clients, Reply, Run
 from pytest_netns.gateway.egress import EgressControl
@@ -81,9 +82,8 @@ class Gateway:
         services = Services(self._publisher, self._browsing)
         self._clients = Clients({**operations, **records.operations, **services.operations}, self._bury)
         names, resolver = Names(), Resolver()
-        self._control = EgressControl(
-            self._hub, self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find
-        )
+        admission = Admission(self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find)
+        self._control = EgressControl(self._hub, self._relay, admission, self._find)
         self._name_server = NameServer(
             self._hub, self._log, self._questions, names=names, resolver=resolver, leaf_of=self._find
         )
