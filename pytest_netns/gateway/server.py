@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
-from pytest_netns.gateway import listeners, rulesets
+from pytest_netns.gateway import listeners
 from pytest_netns.gateway.admission import Admission
 from pytest_netns.gateway.browsing import Browsing
 from pytest_netns.gateway.conversation import Clients, Reply, Run
@@ -29,8 +27,9 @@ from pytest_netns.gateway.obituaries import Obituaries
 from pytest_netns.gateway.observers import Observers
 from pytest_netns.gateway.publish import Publisher
 from pytest_netns.gateway.questions import Questions
+from pytest_netns.gateway.reach import Reach, parsed
 from pytest_netns.gateway.reaper import reap
-from pytest_netns.gateway.recipes import Template, Wiring, loopback_routes, values_of
+from pytest_netns.gateway.recipes import Wiring, loopback_routes
 from pytest_netns.gateway.records import Records
 from pytest_netns.gateway.register import Register
 from pytest_netns.gateway.relay import Relay
@@ -39,7 +38,6 @@ from pytest_netns.gateway.services import Services
 from pytest_netns.gateway.stock import Stock
 from pytest_netns.gateway.worker import LiveLeaf, Worker
 from pytest_netns.policy import OPEN, Policy
-from pytest_netns.rules import LOCALHOST, EgressRule
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,12 +65,14 @@ class Gateway:
         self._burial: asyncio.TimerHandle | None = None
         self._hub: Hub
         self._relay: Relay
+        self._reach: Reach
         self._publisher: Publisher
 
     async def start(self) -> None:
         """Make the hub; KernelError or UnsupportedError where this machine can't."""
         self._hub = await self._in_hub(self._factory.start, _RESOLV_CONF)
         self._relay = Relay(self._hub, self._in_hub, self._log)
+        self._reach = Reach(self._hub, self._relay)
         self._publisher = Publisher(self._relay)
         self._browsing = Browsing(self._relay, self)
         self._observers = Observers(self, self._publisher, self._about)
@@ -80,7 +80,8 @@ class Gateway:
         operations = {name: getattr(self, f"_{name}") for name in _OPERATIONS}
         records = Records(self._log, self._questions, self._obituaries, self._catch_up)
         services = Services(self._publisher, self._browsing)
-        self._clients = Clients({**operations, **records.operations, **services.operations}, self._bury)
+        operations |= {**self._reach.operations, **records.operations, **services.operations}
+        self._clients = Clients(operations, self._bury)
         names, resolver = Names(), Resolver()
         admission = Admission(self._relay, self._log, names=names, resolver=resolver, leaf_of=self._find)
         self._control = EgressControl(self._hub, self._relay, admission, self._find)
@@ -171,9 +172,9 @@ class Gateway:
             if worker.name:
                 msg = f"{worker.name} has joined already"
                 raise ValueError(msg)
-            worker.policy = OPEN if open_egress else Policy(_parsed(tuple(rules)), everything=record)
+            worker.policy = OPEN if open_egress else Policy(parsed(tuple(rules)), everything=record)
             worker.name, worker.opened, worker.record, worker.tapped = worker_name, open_egress, record, tapped
-            self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
+            self._reach.connect(worker)
             if not own_leaf:
                 return {}, ()
             leaf = await self._finished(worker.own_wiring(), brought)
@@ -182,8 +183,8 @@ class Gateway:
                 os.close(descriptor)
         worker.own = self._register.enter(worker, worker_name, leaf, OUTSIDE)
         worker.own.port = port
-        self._route_loopback(worker.own, loopback_routes(worker.worker_alias))
-        self._apply(worker.own, worker.policy)
+        self._reach.route_loopback(worker.own, loopback_routes(worker.worker_alias))
+        self._reach.apply(worker.own, worker.policy)
         self._stock.open(worker)
         return _granted(worker.own)
 
@@ -225,7 +226,7 @@ class Gateway:
             raise ValueError("a client has to join before it gets leaves")
         if instead_of is not None:
             self._release(worker, instead_of)
-        policy = Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni)
+        policy = Policy(parsed(tuple(rules)), everything=worker.record, sni=sni)
         if worker.brought:
             adopted = self._adopted(worker, worker.taken_over())
             return self._hand_out_later(worker, adopted, test, policy, port, further=further)
@@ -252,19 +253,10 @@ class Gateway:
         live.port = port
         worker.tests[live.name] = live
         self._log.begin(live.name, test)
-        self._apply(live, policy)
+        self._reach.apply(live, policy)
         if not further:
-            self._activate(worker, live.name)
+            self._reach.activate(worker, live.name)
         return _granted(live)
-
-    def _activate(self, worker: Worker, leaf: str) -> Reply:
-        """Make a leaf the one that the worker leaf's loopback is continued in."""
-        worker.current = worker.tests[leaf]
-        self._route_loopback(worker.current, worker.test_routes)
-        return {}, ()
-
-    def _route_loopback(self, live: LiveLeaf, routes: Template) -> None:
-        self._hub.switch.request(routes.filled(values_of(live.leaf.addresses)), "route a shared loopback")
 
     def _label(
         self, worker: Worker, leaf: str, test: str, rules: list[str], *, port: int | None, sni: bool, wait: bool
@@ -277,30 +269,8 @@ class Gateway:
         if live.capture is not None and before:
             live.capture.restart()
         if not (live is worker.own and worker.opened):
-            self._apply(live, Policy(_parsed(tuple(rules)), everything=worker.record, sni=sni))
+            self._reach.apply(live, Policy(parsed(tuple(rules)), everything=worker.record, sni=sni))
         return ({}, ()) if wait else None
-
-    def _allow(self, worker: Worker, leaf: str, rules: list[str]) -> Reply:
-        live = worker.named(leaf)
-        more = tuple(rule for rule in _parsed(tuple(rules)) if rule not in live.policy.rules)
-        self._apply(live, replace(live.policy, rules=live.policy.rules + more))
-        return {}, ()
-
-    def _apply(self, live: LiveLeaf, policy: Policy) -> None:
-        """Go by a policy from now on; connections that it does not allow are cut."""
-        live.policy, before = policy, live.policy
-        if not set(before.rules) <= set(policy.rules):
-            self._relay.cut(live.address, policy)
-        asks = live.owner.own is not None and (
-            policy.everything or any(rule.host == LOCALHOST for rule in policy.rules)
-        )
-        if asks is not live.asks:
-            self._ask_of(live, asks=asks)
-
-    def _ask_of(self, live: LiveLeaf, *, asks: bool) -> None:
-        change = rulesets.asking(live.leaf.addresses.hub_ifindex, asks=asks)
-        self._hub.filter.request(change, "have the gateway asked of a leaf's loopback")
-        live.asks = asks
 
     def _release(self, worker: Worker, leaf: str) -> None:
         live = next((live for live in worker.leaves if live.name == leaf), None)
@@ -326,7 +296,7 @@ class Gateway:
         if worker.current is live:
             worker.current = None
         if live.asks:
-            self._ask_of(live, asks=False)
+            self._reach.ask_of(live, asks=False)
         self._publisher.close(live)
         self._relay.cut(live.address)
         self._register.strike(live)
@@ -349,12 +319,7 @@ class Gateway:
 
 _READS: Final = 1024
 _BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
-_OPERATIONS: Final = ("join", "lease", "release", "activate", "label", "allow")
-
-
-@functools.cache
-def _parsed(rules: tuple[str, ...]) -> tuple[EgressRule, ...]:
-    return tuple(EgressRule.parse(rule) for rule in rules)
+_OPERATIONS: Final = ("join", "lease", "release", "label")
 
 
 def _granted(live: LiveLeaf) -> Reply:
