@@ -52,6 +52,7 @@ class Factory:
         self._undertaker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="undertaker")
         # Starting and ending a tap waits for the kernel, too, and many may wait together.
         self._tappers = ThreadPoolExecutor(max_workers=_TAPPERS, thread_name_prefix="tapper")
+        self._numbers = addressing.Numbers()
         self._dropped: list[Leaf] = []
         self._hub: hub.Hub
         self._sysfs: mounts.Sysfs | None = None
@@ -62,6 +63,13 @@ class Factory:
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``job`` in the hub's namespace soon."""
         return self._executor.submit(job, *args, **kwargs)
+
+    def begin(self, wiring: Wiring, *brought: int) -> Future[Leaf]:
+        """Begin a leaf, or wire the one that was ``brought`` anew, by its descriptors, which stay the caller's."""
+        number = self._numbers.take()
+        if len(brought) == 2:
+            return self.submit(self.adopt, number, wiring, *brought)
+        return self.submit(self.make, number, wiring)
 
     def start(self, resolv_conf: str) -> hub.Hub:
         """Make the hub, and the mount namespaces that each leaf's is copied from; called once, in the thread."""
@@ -110,6 +118,7 @@ class Factory:
 
     def drop(self, leaf: Leaf) -> None:
         """Give a leaf up, off everybody's path; several at once, which the kernel clears at the cost of one."""
+        self._numbers.give_back(leaf.addresses)
         if leaf.tap is not None:
             self._tappers.submit(leaf.close)
             return
