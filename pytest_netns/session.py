@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_netns.stay import Stay
     from pytest_netns.tally import Tally
 
-__all__ = ["FAILURE", "OUTPUTS", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "explained"]
+__all__ = ["FAILURE", "OUTPUTS", "RUN_ID", "SESSION", "TALLY", "Role", "Session", "UnsaidError", "explained"]
 
 RUN_ID: Final = "netns_run_id"
 FAILURE: Final = "netns_failure"
@@ -37,21 +36,13 @@ _log = logging.getLogger(__name__)
 
 SESSION = pytest.StashKey["Session"]()
 
-_UNSAID: Final = (
-    "this test asks for a network of its own, but pytest runs as an ordinary user, whose process cannot return to "
-    "the host's network once it has left it, so it has to be told at the start. Add --netns-marked to the command "
-    'line, or netns = "marked" to the configuration of pytest, without the quotes in an ini file (tests that do not '
-    "ask then run in one network per worker, with egress open); or isolate every test with --netns"
-)
-
-
 _NOTHING_TO_PUBLISH: Final = (
     "--netns-publish: no test has a network of its own that could be shown, since pytest runs as an ordinary user and "
     "has not been told which tests to isolate. Add --netns, or --netns-marked for those that ask"
 )
 
 
-class _UnsaidError(UnsupportedError):
+class UnsaidError(UnsupportedError):
     """Nothing is missing but the user's word."""
 
 
@@ -68,20 +59,6 @@ def explained(error: Exception) -> str:
     from pytest_netns import doctor  # noqa: PLC0415
 
     return doctor.explain(error)
-
-
-def _is_root() -> bool:
-    from pytest_netns.kernel import privilege  # noqa: PLC0415
-
-    return privilege.is_root()
-
-
-def _quietly(close: Callable[[], None]) -> None:
-    """Close what the gateway has a part in; it may be gone, and then everything of it is."""
-    try:
-        close()
-    except (NetnsError, OSError) as error:
-        _log.debug("closing: %s", error)
 
 
 class Session:
@@ -101,7 +78,7 @@ class Session:
         self.outputs = Outputs(**told) if told else Outputs.of(settings, str(config.invocation_params.dir))
         self.keys: str | None = None
         self.run_id: str = self._workerinput.get(RUN_ID) or early.run_id(config)
-        self._cleanup = contextlib.ExitStack()
+        self.cleanup = contextlib.ExitStack()
 
     @property
     def _workerinput(self) -> dict[str, Any]:
@@ -128,21 +105,23 @@ class Session:
             self._start_unsaid()
             return
         if self.role is Role.CONTROLLER:
-            self._connect()
+            self.connect()
         else:
             self._engage()
 
     def _start_unsaid(self) -> None:
         """Connect to the gateway only where something has to be told, or kept, from before the first test that asks."""
         if self.settings.publish is not None and self.role is not Role.WORKER:
-            if _is_root():
-                self._connect()
+            from pytest_netns.kernel import privilege  # noqa: PLC0415
+
+            if privilege.is_root():
+                self.connect()
                 return
             if not self.settings.skip_unsupported:
                 raise SettingsError(_NOTHING_TO_PUBLISH)
         if self.outputs.report is not None and self.role is Role.CONTROLLER:
             with contextlib.suppress(NetnsError, OSError):  # then the tests that ask will say so
-                self._connect()
+                self.connect()
 
     def ready(self) -> Stay:
         """Return what it takes to isolate a test, getting it if need be.
@@ -153,7 +132,7 @@ class Session:
         if self.stay is None and self.failure is None:
             try:
                 return self._engage()
-            except _UnsaidError as error:
+            except UnsaidError as error:
                 self.failure = str(error)
             except (NetnsError, OSError) as error:
                 self.failure = explained(error)
@@ -163,7 +142,12 @@ class Session:
             raise pytest.skip.Exception(f"netns: {self.failure}", _use_item_location=True)
         pytest.fail(f"netns: {self.failure}", pytrace=False)
 
-    def _connect(self) -> GatewayClient:
+    def connect(self) -> GatewayClient:
+        """Start the gateway of the run, if nobody has, and connect to it.
+
+        Raises:
+            NetnsError, OSError: it cannot be had.
+        """
         from pytest_netns.gateway.client import GatewayClient  # noqa: PLC0415
         from pytest_netns.gateway.launch import begin, clear  # noqa: PLC0415
         from pytest_netns.gateway.paths import FLOWS_NAME  # noqa: PLC0415
@@ -180,7 +164,7 @@ class Session:
         if self.outputs.report is not None and self.role is not Role.WORKER:
             self.outputs.flows = str(directory / FLOWS_NAME)
         _log.info("connected to the gateway of run %s", self.run_id)
-        self._cleanup.callback(self._disconnect, self.client)
+        self.cleanup.callback(self._disconnect, self.client)
         self.direct(self.client)
         return self.client
 
@@ -216,41 +200,9 @@ class Session:
             raise SettingsError(f"--netns-publish: {reason}; name another port, or none") from None
 
     def _engage(self) -> Stay:
-        """Connect to the gateway, and go where the process lives between tests."""
-        from pytest_netns.kernel import privilege  # noqa: PLC0415
-        from pytest_netns.leases import Leases  # noqa: PLC0415
-        from pytest_netns.namespace import Namespace  # noqa: PLC0415
-        from pytest_netns.pools import Pools  # noqa: PLC0415
-        from pytest_netns.scoping import Place, Traveller  # noqa: PLC0415
-        from pytest_netns.stay import Stay  # noqa: PLC0415
+        from pytest_netns.stay import engage  # noqa: PLC0415
 
-        early.settle()
-        host = Place.here()
-        self._cleanup.callback(host.close)
-        returns = privilege.is_entered() and host.is_reachable()
-        if not returns and not self.settings.said:
-            raise _UnsaidError(_UNSAID)
-        client, settings = self.client or self._connect(), self.settings
-        traveller = Traveller(host, str(self.config.invocation_params.dir))
-        worker = None
-        grant = self.join(client, own_leaf=not (returns and settings.mode is Mode.MARKED))
-        if grant is not None:
-            worker = Namespace(grant, client)
-            self._cleanup.callback(_quietly, worker.close)
-            traveller.base = Place.of(grant)
-            traveller.go(traveller.base)
-            _log.info("in the worker's network, leaf %s, %s", worker.name, worker.ipv4)
-        privilege.disinherit()
-        if settings.pcap is not Keep.OFF and settings.tls_keys:
-            from pytest_netns.keeping import keep_keys  # noqa: PLC0415
-
-            self.keys = keep_keys(self._cleanup, self.run_id)
-        shared = settings.mode is Mode.ALL
-        pools = Pools()
-        self._cleanup.callback(pools.remove)
-        pools.install()
-        leases = Leases(client, worker, traveller.base, pools, shared=shared, rules=settings.allow)
-        self.stay = Stay(client, traveller, host, returns, worker, leases)
+        self.stay = engage(self)
         return self.stay
 
     def join(self, client: GatewayClient, *, own_leaf: bool, leaf: tuple[int, int] | None = None) -> LeafGrant | None:
@@ -305,5 +257,5 @@ class Session:
         """Give everything back; doing so twice is harmless."""
         with contextlib.suppress(NetnsError, OSError):
             self.finish()
-        self._cleanup.close()
+        self.cleanup.close()
         self.client = None
