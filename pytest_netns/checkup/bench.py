@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_netns import addressing
-from pytest_netns.gateway import rulesets
+from pytest_netns.gateway import hub_ruleset, loopback
 from pytest_netns.gateway.factory import Factory
 from pytest_netns.gateway.recipes import Wiring
 from pytest_netns.kernel import blame, links, nft_table, privilege, syscalls
@@ -83,22 +83,22 @@ class Bench:
         """Send marked packets to a routing table of their own."""
         for family, everywhere in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
             network = ipaddress.ip_network(everywhere)
-            messages = links.add_mark_rule(family, rulesets.MARK_RELAY, _TABLE)
+            messages = links.add_mark_rule(family, hub_ruleset.MARK_RELAY, _TABLE)
             messages += links.add_local_route(addressing.LO_INDEX, network, _TABLE)
             with naming(f"IPv{network.version}"):
                 self._route(self._hub, messages, "route marked packets")
-        return f"packets with mark {rulesets.MARK_RELAY} go to table {_TABLE}"
+        return f"packets with mark {hub_ruleset.MARK_RELAY} go to table {_TABLE}"
 
     def leaf_rules(self) -> str:
         """Load the ruleset of a leaf."""
         aliases = addressing.loopback(0)
         pairs = (aliases.worker, aliases.worker6), (aliases.test, aliases.test6)
         try:
-            self._load(self._leaf, rulesets.leaf(_LEAF, *pairs))
+            self._load(self._leaf, loopback.ruleset(_LEAF, *pairs))
         except RefusedError as refusal:
             if refusal.error.errno != errno.EPERM:
                 raise
-            self._load(self._leaf, rulesets.leaf(_LEAF, *pairs, tracked=True))
+            self._load(self._leaf, loopback.ruleset(_LEAF, *pairs, tracked=True))
             return "loaded, with address translation, as this kernel lets nobody but root rewrite packets"
         return "loaded"
 
@@ -115,8 +115,8 @@ class Bench:
         """Become the reader of the packets that the hub asks about."""
         self._enter(self._hub)
         with privilege.raised():
-            PacketQueue(rulesets.QUEUE).close()
-        return f"bound to queue {rulesets.QUEUE}"
+            PacketQueue(hub_ruleset.QUEUE).close()
+        return f"bound to queue {hub_ruleset.QUEUE}"
 
     def transparent(self) -> str:
         """Answer for addresses that are not ours."""
@@ -182,7 +182,9 @@ class Bench:
     def _hub_rules(self, *, native_queue: bool) -> RefusedError | None:
         """Return the refusal where it is for want of this kind of queue."""
         try:
-            self._load(self._hub, nft_table.transaction(rulesets.hub(_RELAY_PORT, native_queue=native_queue).encode()))
+            self._load(
+                self._hub, nft_table.transaction(hub_ruleset.table(_RELAY_PORT, native_queue=native_queue).encode())
+            )
         except RefusedError as refusal:
             if {"queue", "target"}.isdisjoint(refusal.subject.split(" + ")):
                 raise

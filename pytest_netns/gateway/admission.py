@@ -13,11 +13,11 @@ from pytest_netns import addressing, policy
 from pytest_netns.gateway import boxes, listeners, packet, sni
 from pytest_netns.gateway.dials import CUT_SHORT, Rules, Target
 from pytest_netns.gateway.flows import ALLOWED, BLOCKED, Entry, Flow, FlowLog
+from pytest_netns.gateway.hub_ruleset import MARK_BLOCKED, MARK_PASS, MARK_RELAY, MARK_RESET
 from pytest_netns.gateway.names import Names
 from pytest_netns.gateway.packet import Endpoints
 from pytest_netns.gateway.relay import Relay, goes_on, key_of, mark_for
 from pytest_netns.gateway.resolver import Found, LookupFailedError, Resolver
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_PASS, MARK_RELAY, MARK_RESET
 from pytest_netns.gateway.upstreams import Passage
 from pytest_netns.gateway.worker import LiveLeaf
 from pytest_netns.policy import Verdict

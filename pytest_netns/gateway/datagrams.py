@@ -11,7 +11,7 @@ from typing import Final
 from pytest_netns.gateway import hub
 from pytest_netns.gateway.dials import Rules
 from pytest_netns.gateway.flows import Volume
-from pytest_netns.gateway.rulesets import MARK_CLAIMED
+from pytest_netns.gateway.hub_ruleset import MARK_CLAIMED
 
 IDLE: Final = 120.0  # seconds
 UNANSWERED: Final = 30.0  # seconds; both are what the kernel's connection tracking takes

@@ -12,9 +12,9 @@ from pytest_netns.gateway import packet
 from pytest_netns.gateway.admission import Admission
 from pytest_netns.gateway.flows import Key
 from pytest_netns.gateway.hub import Hub
+from pytest_netns.gateway.hub_ruleset import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.packet import Endpoints
 from pytest_netns.gateway.relay import Relay, key_of
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.worker import LiveLeaf
 from pytest_netns.kernel import nft
 from pytest_netns.kernel.queue import NF_DROP, NF_REPEAT, Queued

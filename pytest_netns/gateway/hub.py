@@ -15,7 +15,7 @@ from typing import Final
 
 from pytest_netns import addressing
 from pytest_netns.errors import KernelError
-from pytest_netns.gateway import rulesets
+from pytest_netns.gateway import hub_ruleset
 from pytest_netns.kernel import links, nft_table
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from pytest_netns.kernel.queue import PacketQueue
@@ -133,7 +133,7 @@ def build() -> Hub:
         route=route,
         switch=NetlinkSocket(NETLINK_ROUTE),
         filter=packet_filter,
-        queue=PacketQueue(rulesets.QUEUE),
+        queue=PacketQueue(hub_ruleset.QUEUE),
         dns_udp=_bound(socket.SOCK_DGRAM, 53),
         dns_tcp=_bound(socket.SOCK_STREAM, 53),
         relay_listeners=listeners,
@@ -160,7 +160,7 @@ def load_hub_ruleset(packet_filter: NetlinkSocket, port: int) -> None:
     for native in (True, False):
         try:
             packet_filter.request(
-                nft_table.transaction(rulesets.hub(port, native_queue=native).encode()),
+                nft_table.transaction(hub_ruleset.table(port, native_queue=native).encode()),
                 "load the hub's nftables ruleset",
             )
         except KernelError as error:
@@ -178,7 +178,7 @@ def _links() -> bytes:
     ]
     for family, network in zip((socket.AF_INET, socket.AF_INET6), everywhere, strict=True):
         messages += [
-            links.add_mark_rule(family, rulesets.MARK_RELAY, _RELAY_TABLE),
+            links.add_mark_rule(family, hub_ruleset.MARK_RELAY, _RELAY_TABLE),
             links.add_local_route(addressing.LO_INDEX, network, _RELAY_TABLE),
         ]
     # An alias that leads to no leaf leads back here, and is refused: nobody listens there, also without a test.

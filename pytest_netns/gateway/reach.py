@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-from pytest_netns.gateway import rulesets
+from pytest_netns.gateway import hub_ruleset
 from pytest_netns.gateway.conversation import Reply
 from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.recipes import Template, values_of
@@ -27,7 +27,7 @@ class Reach:
 
     def connect(self, worker: Worker) -> None:
         """Let a worker's own leaf reach those of its tests, and be reached by them."""
-        self._hub.filter.request(rulesets.peers(worker.number), "let a worker reach its tests")
+        self._hub.filter.request(hub_ruleset.peers(worker.number), "let a worker reach its tests")
 
     def activate(self, worker: Worker, leaf: str) -> Reply:
         """Make a leaf the one that the worker leaf's loopback is continued in."""
@@ -52,7 +52,7 @@ class Reach:
 
     def ask_of(self, live: LiveLeaf, *, asks: bool) -> None:
         """Have the gateway asked of what a leaf sends to other leaves from now on, or not any more."""
-        change = rulesets.asking(live.leaf.addresses.hub_ifindex, asks=asks)
+        change = hub_ruleset.asking(live.leaf.addresses.hub_ifindex, asks=asks)
         self._hub.filter.request(change, "have the gateway asked of a leaf's loopback")
         live.asks = asks
 

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from pytest_netns import addressing
 from pytest_netns.addressing import ETH0_INDEX, LO_INDEX, Addresses
-from pytest_netns.gateway import rulesets
+from pytest_netns.gateway import hub_ruleset, loopback
 from pytest_netns.kernel import links, nft, nft_table
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Batch, batch
 
@@ -128,7 +128,7 @@ def values_of(own: Addresses) -> dict[bytes, bytes]:
 def unwired() -> list[tuple[int, bytes]]:
     """Return what takes a leaf's wiring away, each with the netlink protocol; what is gone already is refused."""
     families = (nft.NFPROTO_IPV4, nft.NFPROTO_IPV6)
-    tables = [nft_table.transaction(nft_table.remove(rulesets.HUB_TABLE, family)) for family in families]
+    tables = [nft_table.transaction(nft_table.remove(hub_ruleset.NAME, family)) for family in families]
     return [(NETLINK_ROUTE, links.remove(ETH0_INDEX)), *((NETLINK_NETFILTER, table) for table in tables)]
 
 
@@ -162,7 +162,7 @@ def encode(wiring: Wiring, hub_netns: int, *, tracked: bool) -> Recipe:
         hub_side=Template(_hub_side(_SENTINEL)),
         leaf_side=Template(_leaf_side(_SENTINEL)),
         hub_settled=Template(links.settle(_SENTINEL.hub_ifindex)),
-        ruleset=Template(rulesets.leaf(_SENTINEL, wiring.peer, wiring.alias, tracked=tracked)),
+        ruleset=Template(loopback.ruleset(_SENTINEL, wiring.peer, wiring.alias, tracked=tracked)),
     )
 
 

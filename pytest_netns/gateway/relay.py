@@ -20,10 +20,10 @@ from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, d
 from pytest_netns.gateway.factory import Leaf
 from pytest_netns.gateway.flows import FlowLog, Key
 from pytest_netns.gateway.hub import Hub
+from pytest_netns.gateway.hub_ruleset import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.packet import Endpoints
 from pytest_netns.gateway.pipes import Pipes
 from pytest_netns.gateway.pump import carry, reset
-from pytest_netns.gateway.rulesets import MARK_BLOCKED, MARK_RELAY, MARK_RESET, MARK_UNREACHABLE
 from pytest_netns.gateway.upstreams import Passage, Upstream, Upstreams
 from pytest_netns.policy import Policy
 

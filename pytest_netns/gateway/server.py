@@ -38,6 +38,8 @@ from pytest_netns.gateway.worker import LiveLeaf, Worker
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_READS: Final = 1024
+_BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others
 _RESOLV_CONF: Final = f"nameserver {addressing.GATEWAY}\noptions timeout:5 attempts:2\n"
 
 
@@ -185,7 +187,3 @@ class Gateway:
     def _hold_burial(self) -> None:
         self._burial = None
         self._factory.bury()
-
-
-_READS: Final = 1024
-_BURIAL: Final = 0.05  # seconds that a leaf which was given up may wait for others

@@ -86,9 +86,14 @@ def l4proto(protocol: int) -> Rule:
     return meta("l4proto", bytes([protocol]))
 
 
-def family(nfproto: int) -> Rule:
+def nfproto(packed: bytes) -> int:
+    """Return the address family of a packed address."""
+    return NFPROTO_IPV4 if len(packed) == 4 else NFPROTO_IPV6
+
+
+def family(number: int) -> Rule:
     """Match the address family, in a table of family inet."""
-    return meta("nfproto", bytes([nfproto]))
+    return meta("nfproto", bytes([number]))
 
 
 def dport(port: int) -> Rule:
@@ -194,10 +199,11 @@ def ct_zone(zone: int) -> Rule:
 
 def nat(packed: bytes, *, destination: bool) -> Rule:
     """Translate the source or destination address of the connection."""
-    nfproto = NFPROTO_IPV4 if len(packed) == 4 else NFPROTO_IPV6
     return [
         _immediate(packed),
-        nft_wire.expression("nat", type=1 if destination else 0, family=nfproto, reg_addr_min=_REGISTER, flags=1),
+        nft_wire.expression(
+            "nat", type=1 if destination else 0, family=nfproto(packed), reg_addr_min=_REGISTER, flags=1
+        ),
     ]
 
 
@@ -212,11 +218,10 @@ def dup_to(packed: bytes, ifindex: int) -> Rule:
 
 def tproxy(packed: bytes, port: int) -> Rule:
     """Hand the packet to the transparent socket that listens on this address and port."""
-    nfproto = NFPROTO_IPV4 if len(packed) == 4 else NFPROTO_IPV6
     return [
         _immediate(packed),
         _immediate(struct.pack("!H", port), register=_REGISTER + 1),
-        nft_wire.expression("tproxy", family=nfproto, reg_addr=_REGISTER, reg_port=_REGISTER + 1),
+        nft_wire.expression("tproxy", family=nfproto(packed), reg_addr=_REGISTER, reg_port=_REGISTER + 1),
     ]
 
 

@@ -12,7 +12,7 @@ from unshared import unshared
 
 from pytest_netns import addressing
 from pytest_netns.errors import KernelError
-from pytest_netns.gateway import rulesets
+from pytest_netns.gateway import loopback
 from pytest_netns.kernel import nft, nft_table, nft_wire, privilege
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from pytest_netns.kernel.nft import Rule
@@ -119,7 +119,7 @@ def test_every_leafs_ruleset_loads(*, tracked: bool) -> None:
         own, alias = addressing.leaf(number), addressing.loopback(number)
         peer = (addressing.HOST_LOOPBACK, addressing.HOST_LOOPBACK6)
         with privilege.raised():
-            ruleset = rulesets.leaf(own, peer, (alias.worker, alias.worker6), tracked=tracked)
+            ruleset = loopback.ruleset(own, peer, (alias.worker, alias.worker6), tracked=tracked)
             NetlinkSocket(NETLINK_NETFILTER).request(ruleset, "load")
 
 
