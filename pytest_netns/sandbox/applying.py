@@ -106,5 +106,6 @@ def _write(source: IO[bytes], directory: int, name: str, mode: int) -> None:
             os.fchmod(file.fileno(), mode)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        os.unlink(temporary, dir_fd=directory)
+        with contextlib.suppress(OSError):  # what went wrong before is to be told
+            os.unlink(temporary, dir_fd=directory)
         raise
