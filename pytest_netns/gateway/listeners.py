@@ -14,18 +14,14 @@ from typing import Final
 
 from pytest_netns.kernel import sockets, syscalls
 
-_LISTEN: Final = "0A"
-_UDP_UNCONNECTED: Final = "07"
-# As /proc/net prints them: any address and loopback, in IPv4 and IPv6.
-_ANY, _LOOPBACK, _ANY6, _LOOPBACK6 = "00000000", "0100007F", "0" * 32, "0" * 24 + "01000000"
-_TAKERS: Final = {4: (_ANY, _LOOPBACK, _ANY6), 6: (_ANY6, _LOOPBACK6)}
-_LOOPBACK_OR_ANY: Final = frozenset({_ANY, _LOOPBACK, _ANY6, _LOOPBACK6})
+_TAKERS: Final = {4: ("0.0.0.0", "127.0.0.1", "::"), 6: ("::", "::1")}  # noqa: S104 - only compared
+_LOOPBACK_OR_ANY: Final = frozenset(host for hosts in _TAKERS.values() for host in hosts)
 
 
 def owned(pid: int, protocol: str, port: int, version: int) -> bool:
     """Tell whether process ``pid`` or a descendant of it listens on this port of the host's 127.0.0.1, or of ::1."""
     takers = _TAKERS[version]
-    wanted = {f"socket:[{inode}]" for address, inode in _listening(protocol, port) if address in takers}
+    wanted = {f"socket:[{inode}]" for host, inode in _listening(protocol, port) if host in takers}
     return bool(wanted) and any(not wanted.isdisjoint(open_files(member)) for member in family(pid))
 
 
@@ -45,7 +41,7 @@ def takes_datagrams(net_fd: int, home_fd: int, port: int, version: int) -> bool:
     """
     syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
     try:
-        return any(address in _TAKERS[version] for address, _ in _listening("udp", port))
+        return any(host in _TAKERS[version] for host, _ in _listening("udp", port))
     finally:
         syscalls.setns(home_fd, syscalls.CLONE_NEWNET)
 
@@ -65,16 +61,11 @@ def inside(net_fd: int, home_fd: int) -> list[str]:
         syscalls.setns(home_fd, syscalls.CLONE_NEWNET)
 
 
-def _listening(protocol: str, port: int) -> Iterator[tuple[str, str]]:
+def _listening(protocol: str, port: int) -> Iterator[tuple[str, int]]:
     """Yield the address and the inode of each socket that listens on a port of the thread's loopback."""
-    state = _LISTEN if protocol == "tcp" else _UDP_UNCONNECTED
-    for name in (protocol, f"{protocol}6"):
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/thread-self/net", name).read_text(encoding="ascii").splitlines()[1:]:
-                fields = line.split()
-                address, _, number = fields[1].partition(":")
-                if fields[3] == state and int(number, 16) == port and address in _LOOPBACK_OR_ANY:
-                    yield address, fields[9]
+    for one in sockets.listeners(protocol):
+        if one.port == port and one.host in _LOOPBACK_OR_ANY:
+            yield one.host, one.inode
 
 
 def family(pid: int, without: Container[int] = ()) -> Iterator[int]:

@@ -17,6 +17,7 @@ _BIG_ENDIAN: Final = sys.byteorder == "big"
 _LISTEN: Final = "0A"
 _UNCONNECTED: Final = "07"
 _TABLES: Final = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6")}
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Listener(NamedTuple):
@@ -52,10 +53,13 @@ def _rows(protocol: str, table: str) -> Iterator[Listener]:
 
 
 def _endpoint(text: str) -> tuple[str, int]:
-    """Decode the kernel's form: 32-bit words in the machine's byte order, then the port."""
+    """Decode the kernel's form: 32-bit words in the machine's byte order, then the port.
+
+    A socket of IPv6 at an address such as ``::ffff:127.0.0.1``, where Java's and gRPC's servers are, takes IPv4 alone.
+    """
     digits, _, port = text.partition(":")
     words = (bytes.fromhex(digits[start : start + 8]) for start in range(0, len(digits), 8))
-    packed = b"".join(word if _BIG_ENDIAN else word[::-1] for word in words)
+    packed = b"".join(word if _BIG_ENDIAN else word[::-1] for word in words).removeprefix(_MAPPED)
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)
 
 

@@ -11,21 +11,25 @@ import pytest
 from pytest_netns import ServiceNotReadyError, ServicePort
 from tools import PORT
 
-def serve_one(delay):
+def serve_one(delay, mapped):
     time.sleep(delay)
-    with socket.create_server(("127.0.0.1", 8080)) as server:
+    with (
+        socket.create_server(("::ffff:127.0.0.1", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
+        if mapped  # as Java and gRPC do
+        else socket.create_server(("127.0.0.1", 8080))
+    ) as server:
         connection, _ = server.accept()
         connection.sendall(b"first")
         connection.recv(1)
         connection.close()
 
 def test_only_connection(netns, netns_service):
-    for _ in range(60):
+    for turn in range(60):
         child = os.fork()
         if not child:
             signal.alarm(20)
             with netns:
-                serve_one(random.uniform(0, 0.008))
+                serve_one(random.uniform(0, 0.008), turn % 2)
             os._exit(0)
         netns_service.wait()
         with socket.create_connection(("127.0.0.1", 8080), 10) as client:
