@@ -7,6 +7,8 @@ import re
 import unicodedata
 from typing import Final
 
+LOCALHOST: Final = "localhost"
+
 # What IDNA 2003 maps away and IDNA 2008 keeps: one spelling, two names, perhaps two owners.
 _DISPUTED: Final = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -39,6 +41,11 @@ def checked_name(word: str) -> str:
         if not _LABEL.fullmatch(label):
             raise HostError(f"label {label!r} is not 1 to 63 letters, digits, underscores and inner hyphens")
     return name
+
+
+def is_loopback(name: str) -> bool:
+    """Tell whether a normal name is the one that leads to loopback everywhere, or below it (RFC 6761, section 6.3)."""
+    return name == LOCALHOST or name.endswith(f".{LOCALHOST}")
 
 
 def _a_labels(word: str) -> str:

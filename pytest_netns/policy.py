@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from pytest_netns import addressing
-from pytest_netns.rules import LOCALHOST, EgressRule, embedded_ipv4
+from pytest_netns.hostnames import LOCALHOST
+from pytest_netns.rules import EgressRule, embedded_ipv4
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 

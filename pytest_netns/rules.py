@@ -14,14 +14,13 @@ from typing import Final, Literal, TypeAlias
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
-from pytest_netns.hostnames import HostError, checked_name, normal_name
+from pytest_netns.hostnames import LOCALHOST, HostError, checked_name, normal_name
 
 __all__ = ["EgressRule", "RuleError", "embedded_ipv4", "smallest", "text_for"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-LOCALHOST: Final = "localhost"
 EXAMPLE: Final = "api.example.com:443"
 EXAMPLE6: Final = "[2001:db8::1]:443"
 MAX_PORT: Final = 65_535

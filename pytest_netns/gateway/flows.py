@@ -98,7 +98,7 @@ _FIELDS: Final = tuple(field.name for field in fields(Flow))
 class BlockedSummary:
     """One blocked endpoint over a whole run: how often, by which test first, and the rule that would allow it.
 
-    ``reason`` is why the first attempt was blocked, where that was not for want of a rule.
+    ``reason`` is why the first attempt was blocked, where none was for want of a rule.
     """
 
     endpoint: str
@@ -222,7 +222,9 @@ class FlowLog:
         if key not in self._blocked and len(self._blocked) >= _ENDPOINTS:
             flow = replace(flow, protocol="and", name=_OTHERS, port=None)
             key = owner, flow.endpoint
-        self._blocked.setdefault(key, flow)
+        known = self._blocked.setdefault(key, flow)
+        if known.reason is not None and flow.reason is None:  # a rule would help, if not with the first attempt
+            self._blocked[key] = replace(flow, test=known.test)
         self._counts[key] += 1
 
     def end(self, entry: Entry, reason: str | None = None) -> None:

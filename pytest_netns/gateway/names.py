@@ -14,7 +14,7 @@ from pytest_netns.policy import Address
 from pytest_netns.rules import EgressRule
 
 # Blocks that are not announced to the internet, so that hardly any rule names them. The first that none does is used.
-_IPV4: Final = tuple(ipaddress.IPv4Network(block) for block in ("28.0.0.0/8", "29.0.0.0/8", "30.0.0.0/8"))
+BLOCKS: Final = tuple(ipaddress.IPv4Network(block) for block in ("28.0.0.0/8", "29.0.0.0/8", "30.0.0.0/8"))
 # Of 2d00::/8, which IANA has not assigned to anybody.
 _IPV6: Final = ipaddress.IPv6Network("2d6e:6574:6e73::/48")
 _SLOTS: Final = (1 << 24) - 2
@@ -54,5 +54,5 @@ class Names:
 
 def _unnamed(rules: Iterable[EgressRule]) -> ipaddress.IPv4Network:
     named = [rule.host for rule in rules if isinstance(rule.host, ipaddress.IPv4Network)]
-    free = (block for block in _IPV4 if not any(block.overlaps(network) for network in named))
-    return next(free, _IPV4[0])
+    free = (block for block in BLOCKS if not any(block.overlaps(network) for network in named))
+    return next(free, BLOCKS[0])

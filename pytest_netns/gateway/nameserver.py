@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -18,11 +19,11 @@ from pytest_netns.gateway import boxes, dns
 from pytest_netns.gateway.dns import Question
 from pytest_netns.gateway.flows import BLOCKED, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
-from pytest_netns.gateway.names import Names
+from pytest_netns.gateway.names import BLOCKS, Names
 from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.resolver import LookupFailedError, Resolver
 from pytest_netns.gateway.worker import LiveLeaf
-from pytest_netns.hostnames import normal_name
+from pytest_netns.hostnames import is_loopback, normal_name
 from pytest_netns.policy import Address
 
 Answer: TypeAlias = "bytes | Coroutine[None, None, bytes] | None"
@@ -34,7 +35,13 @@ _CLIENTS: Final = 64  # of the TCP service, at once, from one leaf
 _BREATHER: Final = 0.1  # seconds
 _TTL: Final = 5  # seconds
 _AT_ONCE: Final = 32
-_OWN_REVERSE_ZONES: Final = ("18.198.in-addr.arpa", "19.198.in-addr.arpa", "127.in-addr.arpa", ".ip6.arpa")
+_LOOPBACK: Final = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+_ADDRESSES: Final = (dns.A, dns.AAAA, dns.HTTPS, dns.SVCB)
+_ONLY_ADDRESSES: Final = "only addresses are looked up"
+_OWN_REVERSE_ZONES: Final = (
+    *(".18.198.in-addr.arpa", ".19.198.in-addr.arpa", ".127.in-addr.arpa", ".ip6.arpa"),
+    *(f".{block.network_address.packed[0]}.in-addr.arpa" for block in BLOCKS),
+)
 
 
 class NameServer:
@@ -108,8 +115,11 @@ class NameServer:
         if question.kind == dns.PTR and question.name.endswith(_OWN_REVERSE_ZONES):
             return dns.refuse(question)
         name = normal_name(question.name)
+        if name is not None and question.is_lookup and is_loopback(name):  # /etc/hosts has it without a final dot only
+            return dns.answer(question, _LOOPBACK, _TTL)
         if name is None or not policy.may_resolve(leaf.policy, name):
-            self._record(leaf, question.name, client)
+            # A rule would not help where it is not an address that was asked for.
+            self._record(leaf, question.name, client, None if question.kind in _ADDRESSES else _ONLY_ADDRESSES)
             return dns.refuse(question)
         return self._answer_allowed(leaf, question, name, client)
 
@@ -118,7 +128,7 @@ class NameServer:
             return dns.decline(question)
         if question.kind in (dns.HTTPS, dns.SVCB):  # what they would tell, only the host may follow
             return dns.answer(question, (), _TTL)
-        if question.kind not in (dns.A, dns.AAAA):
+        if question.kind not in _ADDRESSES:
             self._record(leaf, name, client, "an allowed name, but only its addresses are looked up")
             return dns.refuse_kind(question)
         return self._look_up(leaf, question, name, client)

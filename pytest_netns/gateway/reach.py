@@ -12,8 +12,9 @@ from pytest_netns.gateway.hub import Hub
 from pytest_netns.gateway.recipes import Template, values_of
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.worker import LiveLeaf, Worker
+from pytest_netns.hostnames import LOCALHOST
 from pytest_netns.policy import Policy
-from pytest_netns.rules import LOCALHOST, EgressRule
+from pytest_netns.rules import EgressRule
 
 
 class Reach:

@@ -131,8 +131,52 @@ def test_other_questions(world: World) -> None:
         assert (answer.rcode(), errors(answer), answer.answer) == (dns.rcode.NOERROR, [], [])
         assert is_blocked(asked(visit.leaf, other, kind))
     assert zone.asked == []
-    reasons = {flow.reason for flow in visit.flows(visit.leaf, 2) if flow.name == name}
+    flows = visit.flows(visit.leaf, 2)
+    reasons = {flow.reason for flow in flows if flow.name == name}
     assert reasons == {"an allowed name, but only its addresses are looked up"}
+    # A rule would help with the other name's HTTPS record, as that goes with an address, and with nothing else.
+    assert {(flow.reason, flow.allow) for flow in flows if flow.name == other} == {
+        (None, other),
+        ("only addresses are looked up", None),
+    }
+    told = {one.endpoint: (one.reason, one.allow) for one in visit.client.blocked()}
+    assert told[f"dns {name}"] == ("an allowed name, but only its addresses are looked up", None)
+    assert told[f"dns {other}"] == (None, other)
+
+
+@inside
+@pytest.mark.parametrize("everything", [False, True], ids=["blocking", "recording"])
+def test_names_of_loopback(world: World, everything: bool) -> None:
+    """The name localhost and those below it are the leaf's own loopback, in any spelling, and nobody is asked."""
+    visit, witness = Visit(world, rules=["api.example.com"], record=everything), Witness(world)
+    for name in ("localhost", "localhost.", "shop.localhost", "a.b.LocalHost."):
+        assert found(asked(visit.leaf, name)) == ["127.0.0.1"]
+        assert found(asked(visit.leaf, name, "AAAA", tcp=True)) == ["::1"]
+        answer = asked(visit.leaf, name, "HTTPS")
+        assert (answer.rcode(), answer.answer) == (dns.rcode.NOERROR, [])
+    with at(visit.leaf):
+        port = served("127.0.0.1")
+        assert attempt("shop.localhost", port).error is None
+    assert list(visit.client.flows(visit.leaf.name)) == []
+    assert witness.seen() == []
+
+
+@inside
+def test_reverse_lookups(world: World) -> None:
+    """Whose name an address is cannot be told; asking that of one which stands for a name is no attempt to leave."""
+    name = own("api.example.com")
+    zone, visit = Zone(world, {name: BOTH}), Visit(world, rules=[name])
+    known = [*found(asked(visit.leaf, name)), *found(asked(visit.leaf, name, "AAAA"))]
+    for address in (*known, visit.leaf.ipv4, visit.leaf.ipv6, "127.0.0.1", "::1"):
+        assert is_blocked(asked(visit.leaf, ipaddress.ip_address(address).reverse_pointer, "PTR"))
+    assert is_blocked(asked(visit.leaf, "5.113.0.128.in-addr.arpa", "PTR"))
+    (flow,) = visit.flows(visit.leaf)
+    assert (flow.name, flow.reason, flow.allow) == (
+        "5.113.0.128.in-addr.arpa",
+        "only addresses are looked up",
+        None,
+    )
+    assert {kind for _, kind in zone.asked} == {"A", "AAAA"}
 
 
 @inside
