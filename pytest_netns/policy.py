@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from pytest_netns import addressing
 from pytest_netns.hostnames import LOCALHOST
-from pytest_netns.rules import EgressRule, embedded_ipv4
+from pytest_netns.rules import EgressRule, embedded_ipv4, why_unreachable
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -76,6 +76,17 @@ def decide(
     else:
         rule = _by_address(rules, destination)
     return Decision(Verdict.RELAY if rule or policy.everything else Verdict.BLOCK, rule)
+
+
+def why_never(protocol: str, destination: Address) -> str | None:
+    """Return why no rule can let a flow out; None if one can."""
+    if protocol not in {"tcp", "udp"}:
+        return "only TCP and UDP can be let out"
+    if destination == addressing.BROADCAST:
+        return why_unreachable(_BROADCAST)
+    if addressing.is_leaf(destination):
+        return "leaves do not reach each other, but for a test's and its worker's"
+    return why_unreachable(destination)
 
 
 def may_resolve(policy: Policy, name: str) -> bool:

@@ -16,7 +16,7 @@ from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
 from pytest_netns.hostnames import LOCALHOST, HostError, checked_name, normal_name
 
-__all__ = ["EgressRule", "RuleError", "embedded_ipv4", "smallest", "text_for"]
+__all__ = ["EgressRule", "RuleError", "embedded_ipv4", "smallest", "text_for", "why_unreachable"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -147,6 +147,11 @@ def embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | Non
     if 1 < int(address) < 1 << 32 or any(address in network for network in _NAT64):
         return ipaddress.IPv4Address(address.packed[-4:])
     return address.ipv4_mapped or address.sixtofour
+
+
+def why_unreachable(address: Address) -> str | None:
+    """Return why no rule can allow an address; None if one can."""
+    return next((why for network, why in _UNREACHABLE.items() if address in network), None)
 
 
 def text_for(protocol: str, host: str | Address, port: int | None) -> str:

@@ -19,6 +19,7 @@ from pytest_netns.policy import (
     decide,
     may_resolve,
     rules_to_stand_for,
+    why_never,
 )
 from pytest_netns.rules import EgressRule, RuleError
 
@@ -192,3 +193,26 @@ def test_rules_allow_what_they_cover_and_no_more(destination: Address, port: int
     except RuleError:
         return
     assert decide(Policy((own,)), protocol, destination, port) == Decision(Verdict.RELAY, own)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "destination", "why"),
+    [
+        ("tcp", "203.0.113.5", None),
+        ("udp", "2001:db8::5", None),
+        ("icmp", "203.0.113.5", "only TCP and UDP can be let out"),
+        ("udp", "224.0.0.251", "multicast never leaves a leaf"),
+        ("udp", "ff02::fb", "multicast never leaves a leaf"),
+        ("udp", "255.255.255.255", "broadcast never leaves a leaf"),
+        ("udp", str(addressing.BROADCAST), "broadcast never leaves a leaf"),
+        ("tcp", "198.18.0.40", "leaves do not reach each other, but for a test's and its worker's"),
+        ("tcp", "fd6e:6574:6e73:1::28", "leaves do not reach each other, but for a test's and its worker's"),
+        ("tcp", "fe80::7", "a link-local address is known on the leaf's own link only"),
+    ],
+)
+def test_why_no_rule_could_help(protocol: str, destination: str, why: str | None) -> None:
+    """Of what no rule can let out it is told why; of the rest nothing, since a rule can."""
+    address = ipaddress.ip_address(destination)
+    assert why_never(protocol, address) == why
+    if why is not None and not address.is_link_local:
+        assert decide(Policy(everything=True), protocol, address, 5353).verdict is Verdict.BLOCK

@@ -49,7 +49,9 @@ class Admission:
         """Refuse a flow from an address that is not its leaf's, as it could not be cut off; tell whether it was."""
         if str(flow.source) in leaf.addresses:
             return False
-        self._record(leaf, flow, None, BLOCKED, reason=f"it came from {flow.source}, which is not the test's address")
+        foreign = f"it came from {flow.source}, which is not the test's address"
+        why = policy.why_never(flow.protocol_name, flow.destination)  # multicast comes from link-local addresses
+        self._record(leaf, flow, None, BLOCKED, reason=why or foreign)
         return True
 
     def decide(self, leaf: LiveLeaf, flow: Endpoints, *, forwarded: bool) -> int | Coroutine[None, None, int | None]:
@@ -62,7 +64,8 @@ class Admission:
         name = self._names.name_of(destination)
         decision = policy.decide(leaf.policy, flow.protocol_name, destination, flow.destination_port, name)
         if decision.verdict is Verdict.BLOCK:
-            self._record(leaf, flow, name, BLOCKED)
+            why = policy.why_never(flow.protocol_name, destination) if name is None else None
+            self._record(leaf, flow, name, BLOCKED, reason=why)
             return MARK_BLOCKED
         return self._let_through(leaf, flow, name, decision.rule)
 

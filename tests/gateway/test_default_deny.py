@@ -115,6 +115,7 @@ def test_ping(world: World, name: str, host: str) -> None:
             ping.recv(100)
     (flow,) = visit.flows(leaf)
     assert (flow.protocol, flow.address, flow.port, flow.verdict) == ("icmp", host, None, "blocked")
+    assert (flow.reason, flow.allow) == ("only TCP and UDP can be let out", None)
     assert witness.seen() == []
 
 
@@ -154,6 +155,7 @@ def test_multicast(world: World, name: str, group: str, port: int) -> None:
         assert sent_packets() > before
     (flow,) = visit.flows(leaf_of(visit, name))
     assert (flow.protocol, flow.address, flow.port) == ("udp", group.partition("%")[0], port)
+    assert (flow.reason, flow.allow) == ("multicast never leaves a leaf", None)
     assert witness.seen() == []
     assert nothing_arrived(*listeners)
 
@@ -187,6 +189,9 @@ def test_broadcast(world: World, name: str, address: str) -> None:
         assert sent_packets() > before
     (flow,) = visit.flows(leaf_of(visit, name))
     assert (flow.protocol, flow.address, flow.port) == ("udp", address, 5000)
+    directed = address.startswith("203.")  # to others this is an address like any
+    told = (None, f"{address}:5000/udp") if directed else ("broadcast never leaves a leaf", None)
+    assert (flow.reason, flow.allow) == told
     assert witness.seen() == []
     assert nothing_arrived(*listeners)
 
