@@ -66,6 +66,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
         [*own_tcp, *nft.has_socket(), ACCEPT],
         [*own_tcp, *_source(own), *nft.rewrite_address(loopback.packed, destination=True), ACCEPT],
         [*own_tcp, *_source(loopback), *nft.rewrite_address(own.packed, destination=False), ACCEPT],
+        *_never_shared(here, own),
         [*here, *nft.mark(addressing.PEER_MARK, equal=False), *nft.has_socket(), ACCEPT],
         [*here, *away, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
         [*back, *icmp, *inner_home],
@@ -93,6 +94,7 @@ def _tracked_table(own: Address, peer: Address, alias: Address) -> Table:
         [*inside, *icmp, ACCEPT],
         [*inside, *nft.l4proto(IPPROTO_TCP), *itself, *nft.has_socket(), ACCEPT],
         [*inside, *nft.l4proto(IPPROTO_TCP), *itself, *nft.dup_to(loopback.packed, LO_INDEX), DROP],
+        *_never_shared([*inside, *both], own),
         [*inside, *both, *nft.mark(addressing.PEER_MARK, equal=False), *nft.has_socket(), ACCEPT],
         [*inside, *both, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
         [*outside, *_source(peer), *_destination(own), *in_peers],
@@ -134,6 +136,14 @@ def _arriving(own: Address, alias: Address, loopback: Address) -> list[Chain]:
         Chain("redirect", nft.PREROUTING, _PRIORITY_DSTNAT, redirect, kind="nat"),
         Chain("disguise", nft.INPUT, _PRIORITY_SRCNAT, disguise, kind="nat"),
     ]
+
+
+def _never_shared(here: Rule, own: Address) -> list[Rule]:
+    """Keep fragments of IPv6 in the leaf: all but the first lack the ports by which a socket is found.
+
+    IPv4's are whole again by then; IPv6 leaves those on loopback as they are, which tracking has seen once already.
+    """
+    return [[*here, *nft.fragment6(), ACCEPT]] if own.version == 6 else []
 
 
 def _family_of(own: Address) -> tuple[Address, Address, Rule]:

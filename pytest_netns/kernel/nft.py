@@ -106,6 +106,11 @@ def transport_bytes(offset: int, mask: bytes, value: bytes, *, equal: bool = Tru
     return [_load(_TRANSPORT, offset, len(mask)), _masked(mask), _compare(value, equal=equal)]
 
 
+def fragment6() -> Rule:
+    """Match fragments, in a table of family ip6."""
+    return [_load(_NETWORK, 6, 1), _compare(b"\x2c")]
+
+
 def _address_offset(address: bytes, *, destination: bool) -> int:
     if len(address) == 4:
         return 16 if destination else 12

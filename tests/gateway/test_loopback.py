@@ -75,6 +75,23 @@ def test_datagrams(world: World, server: str, host: str) -> None:
 @inside
 @HOSTS
 @pytest.mark.parametrize("name", ["leaf", "worker"])
+def test_largest_datagram_from_inside(world: World, host: str, name: str) -> None:
+    """The largest datagram that there is reaches a socket of the same leaf, though IPv6 sends it in two fragments."""
+    visit = Visit(world)
+    data = os.urandom(65_535 - 8 - (0 if ":" in host else 20))
+    with at(getattr(visit, name)):
+        listener = listen(host, kind=DATAGRAM)
+        client = dial(host, port_of(listener), DATAGRAM)
+    client.send(data)
+    received, peer = listener.recvfrom(65_536)
+    assert received == data
+    listener.sendto(data, peer)
+    assert client.recv(65_536) == data
+
+
+@inside
+@HOSTS
+@pytest.mark.parametrize("name", ["leaf", "worker"])
 def test_own_address_from_inside(world: World, host: str, name: str) -> None:
     """A service bound to loopback alone answers at its leaf's own address there, too; where none is, it is refused."""
     visit = Visit(world)

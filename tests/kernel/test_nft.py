@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {
     "iif_not_in_set": nft.iif_in_set("indexes", inverted=True),
 }
 BY_FAMILY: dict[str, Callable[[bytes], Rule]] = {
+    "fragment": lambda own: nft.fragment6() if len(own) == 16 else [],
     "address": lambda own: nft.address(own, destination=True),
     "network": lambda own: nft.address(own, destination=False, prefix=12),
     "rewrite": lambda own: nft.rewrite_address(own, destination=True),
