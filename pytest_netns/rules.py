@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from pytest_netns import addressing
 from pytest_netns.errors import NetnsError
-from pytest_netns.hostnames import LOCALHOST, HostError, checked_name, normal_name
+from pytest_netns.hostnames import LOCALHOST, HostError, checked_name, is_loopback, normal_name
 
 __all__ = ["EgressRule", "RuleError", "embedded_ipv4", "smallest", "text_for", "why_unreachable"]
 
@@ -294,6 +294,6 @@ def _pattern(word: str) -> str:
         parent = name.rpartition("*")[2].removeprefix(".")
         raise HostError("a wildcard is *. before a name", *([f"*.{parent}"] if "." in parent else []))
     normal = checked_name(name)
-    if normal == LOCALHOST and name != word:
-        raise HostError("nothing is below localhost", LOCALHOST)
+    if is_loopback(normal) and (normal != LOCALHOST or name != word):
+        raise HostError("what is below localhost is the test's own loopback", LOCALHOST)
     return normal if name == word else f"*.{normal}"

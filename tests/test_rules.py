@@ -160,7 +160,8 @@ def test_text_is_read_as_written(text: str, rule: EgressRule, canonical: str | N
         ("api.*.example.com:443", "*. before a name", "*.example.com:443"),
         ("*example.com/udp", "*. before a name", "*.example.com/udp"),
         ("*.*.example.com", "*. before a name", "*.example.com"),
-        ("*.localhost:80", "nothing is below localhost", "localhost:80"),
+        ("*.localhost:80", "what is below localhost is the test's own loopback", "localhost:80"),
+        ("shop.LocalHost.:80", "what is below localhost is the test's own loopback", "localhost:80"),
         ("*.192.0.2.7", "read it as the address 192.0.2.7", "192.0.2.7"),
         # URLs, users and paths
         ("https://api.example.com/x", "no scheme", "api.example.com:443"),
