@@ -186,7 +186,8 @@ def _hub_side(addresses: Addresses) -> bytes:
 
 def _leaf_side(addresses: Addresses) -> bytes:
     hub_mac = addressing.mac(addressing.GATEWAY)
-    # No prefix route: another leaf is reached by way of the hub or not at all.
+    # No prefix route: another leaf is reached by way of the hub or not at all. So the default route has to name the
+    # source; scapy, for one, asks no other.
     return b"".join(
         (
             links.set_up(LO_INDEX, _MTU),
@@ -198,7 +199,7 @@ def _leaf_side(addresses: Addresses) -> bytes:
             links.add_address(ETH0_INDEX, addresses.ipv6, addressing.PREFIX6_LENGTH, prefix_route=False),
             links.add_neighbour(ETH0_INDEX, addressing.GATEWAY, hub_mac),
             links.add_neighbour(ETH0_INDEX, addressing.GATEWAY6, hub_mac),
-            links.add_route(ETH0_INDEX, None, addressing.GATEWAY),
+            links.add_route(ETH0_INDEX, None, addressing.GATEWAY, source=addresses.ipv4),
             links.add_route(ETH0_INDEX, None, addressing.GATEWAY6),
             # What is sent to a new IPv6 address the kernel takes in some time later; a route has it do so now.
             links.add_local_route(ETH0_INDEX, ipaddress.ip_network(addresses.ipv6)),

@@ -156,13 +156,15 @@ def add_route(
     destination: Address | ipaddress.IPv4Network | ipaddress.IPv6Network | None,
     gateway: Address | None = None,
     *,
+    source: Address | None = None,
     family: int = 0,
     replace: bool = False,
     append: bool = False,
 ) -> bytes:
     """Route one address, a network, or everything where ``destination`` is None, out of an interface.
 
-    It may ``replace`` another route to the same, or be one more by ``append``; else that is an error.
+    ``source`` is the address that packets come from unless their sender chose another. It may ``replace`` another route
+    to the same, or be one more by ``append``; else that is an error.
     """
     flag = NLM_F_REPLACE if replace else NLM_F_APPEND if append else NLM_F_EXCL
     length: int = 0 if destination is None else destination.max_prefixlen
@@ -174,6 +176,8 @@ def add_route(
         attributes.append(("RTA_DST", str(destination)))
     if gateway is not None:
         attributes.append(("RTA_GATEWAY", str(gateway)))
+    if source is not None:
+        attributes.append(("RTA_PREFSRC", str(source)))
     fields = {
         "family": _family(known) if known else family,
         "dst_len": length,

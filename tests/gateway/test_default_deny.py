@@ -17,6 +17,7 @@ import dns.message
 import dns.query
 import dns.rcode
 import pytest
+from pyroute2 import IPRoute
 from traffic import DATAGRAM, STREAM, attempt, dial, listen, opened, port_of
 from worlds import HOSTS, Visit, Witness, World, at, inside, nothing_arrived, peer_pid, sent_packets, wait_until
 
@@ -158,6 +159,16 @@ def test_multicast(world: World, name: str, group: str, port: int) -> None:
     assert (flow.reason, flow.allow) == ("multicast never leaves a leaf", None)
     assert witness.seen() == []
     assert nothing_arrived(*listeners)
+
+
+@inside
+@LEAVES
+def test_default_route_names_its_source(world: World, name: str) -> None:
+    """Who makes packets of its own, as scapy does, is told by the routing table which address to send them from."""
+    leaf = leaf_of(Visit(world), name)
+    with at(leaf), IPRoute() as routing:
+        (route,) = routing.get_default_routes(family=socket.AF_INET)
+        assert (route.get("prefsrc"), route.get("gateway")) == (leaf.ipv4, leaf.gateway_ipv4)
 
 
 def member(listener: socket.socket, group: str) -> None:
