@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -50,7 +50,7 @@ class GatewayClient(Inquiries):
         companions: what has been started for this process, by name.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: _socket.socket) -> None:
         """Take over a connected socket; ``connect`` is how one gets here."""
         super().__init__(connection)
         self.companions: dict[str, Companion] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket  # tests replace what is in socket, and so do gevent and eventlet
 import contextlib
 import errno
 import json
@@ -41,9 +42,9 @@ _POLL: Final = 0.01  # seconds
 _LIVES: Final = 2  # of a new gateway: whoever kills one that has just been started does not do so twice
 
 
-def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> socket.socket | None:
+def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> _socket.socket | None:
     """Connect to the gateway that serves a run; None where none does, or one that is just ending."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     protocol.limit(connection, timeout)
     try:
         with short_path(run_dir / name) as path:
@@ -64,7 +65,7 @@ def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> so
     return connection
 
 
-def find(run_dir: Path) -> socket.socket | None:
+def find(run_dir: Path) -> _socket.socket | None:
     """Connect to the gateway that serves a run, be it only about to, after one that was killed; None where none is."""
     if not is_there(run_dir):
         return None
@@ -76,7 +77,7 @@ def find(run_dir: Path) -> socket.socket | None:
         time.sleep(_POLL)
 
 
-def find_or_start(run_dir: Path) -> socket.socket:
+def find_or_start(run_dir: Path) -> _socket.socket:
     """Connect to the gateway of a run, whoever comes first starting it.
 
     Raises:
@@ -136,7 +137,7 @@ def begin(run_dir: Path) -> Begun:
     return Begun(run_dir, process, ready, log)
 
 
-def start(run_dir: Path, begun: Begun | None = None) -> socket.socket:
+def start(run_dir: Path, begun: Begun | None = None) -> _socket.socket:
     """Connect to a new gateway, which may have been begun already; its errors become ours.
 
     Raises:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
-import socket
 from typing import Any, TypeAlias
 
 from pytest_netns.errors import GatewayError, KernelError
@@ -20,11 +20,11 @@ _Purpose: TypeAlias = tuple[str, tuple[str, ...], bool, int]
 class Line:
     """What each request goes by, and each answer comes by; nothing waits longer than TIMEOUT seconds."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: _socket.socket) -> None:
         """Take over a connected socket."""
         self._begin(connection)
 
-    def _begin(self, connection: socket.socket) -> None:
+    def _begin(self, connection: _socket.socket) -> None:
         protocol.limit(connection, TIMEOUT)
         self._connection = connection
         self._lost = False
@@ -37,7 +37,7 @@ class Line:
     @property
     def lost(self) -> bool:
         """Whether the gateway has ended, and with it the way out of every leaf."""
-        if not self._lost and self._connection.fileno() >= 0:
+        if not self._lost and self._connection.fileno() >= 0 and hasattr(select, "poll"):  # eventlet takes it away
             poll = select.poll()
             poll.register(self._connection, 0)  # that the other end has gone is told in any case
             self._lost = bool(poll.poll(0))

@@ -8,6 +8,7 @@ Two requests have no answer, ``release`` and ``label``.
 
 from __future__ import annotations
 
+import _socket
 import json
 import os
 import socket
@@ -32,25 +33,26 @@ def pack(message: Message) -> bytes:
     return data
 
 
-def limit(connection: socket.socket, seconds: float) -> None:
+def limit(connection: _socket.socket, seconds: float) -> None:
     """Let no call on a connection block longer; it then raises BlockingIOError.
 
     A time limit of Python's, as ``settimeout`` sets it, would cost a call of poll(2) before each.
     """
+    connection.settimeout(None)  # which socket.setdefaulttimeout() may have set
     value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         connection.setsockopt(socket.SOL_SOCKET, option, value)
 
 
-def send(connection: socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+def send(connection: _socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
     """Send one message, with copies of open descriptors."""
     if descriptors:
-        socket.send_fds(connection, [pack(message)], list(descriptors))
+        socket.send_fds(connection, [pack(message)], list(descriptors))  # type: ignore[arg-type] # it asks for less than typeshed does
     else:
         connection.send(pack(message))
 
 
-def receive(connection: socket.socket) -> tuple[Message | None, list[int]]:
+def receive(connection: _socket.socket) -> tuple[Message | None, list[int]]:
     """Receive one message and the descriptors with it; None at the end of the connection.
 
     Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import difflib
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -72,7 +72,7 @@ class Run:
         page_port: the host's port that browsers find its leaves at; None if there is none, or nothing was asked.
     """
 
-    def __init__(self, run_id: str, connection: socket.socket) -> None:
+    def __init__(self, run_id: str, connection: _socket.socket) -> None:
         """Take over a connected socket; ``live_runs`` is how one gets here."""
         self.id = run_id
         self.pid: int | None = None

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import signal
 import textwrap
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import NetnsError
 from pytest_netns.kernel import clock, privilege
-from pytest_netns.kernel.readiness import is_readable
+from pytest_netns.kernel.readiness import is_readable, readable
 
 __all__ = ["Process", "end", "end_members", "last_pid", "members"]
 
@@ -202,22 +201,14 @@ def _send(call: Callable[[int, int], object], whom: int, number: signal.Signals)
 def _wait(processes: dict[int, Process], seconds: float) -> dict[int, Process]:
     """Wait until all are dead, and return those that are not; a process that nobody has reaped is dead."""
     alive = dict(processes)
-    poll = select.poll()
-    for fd in alive:
-        poll.register(fd, select.POLLIN)
     deadline = clock.monotonic() + seconds
     while alive:
         left = max(0.0, deadline - clock.monotonic())
-        for fd in _ready(poll, left):
-            poll.unregister(fd)
+        for fd in readable(alive, left):
             del alive[fd]
         if not left:
             break
     return alive
-
-
-def _ready(poll: select.poll, seconds: float) -> Iterator[int]:
-    return (fd for fd, _ in poll.poll(seconds * 1000))
 
 
 def _immortal(processes: Iterable[Process]) -> str:

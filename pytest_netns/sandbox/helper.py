@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import KernelError, NetnsError, SandboxError, UnsupportedError
-from pytest_netns.kernel import privilege
+from pytest_netns.kernel import clock, privilege
 from pytest_netns.sandbox import wire
 from pytest_netns.sandbox.cgroups import Group, Groups
 from pytest_netns.sandbox.wire import Message
@@ -31,7 +31,7 @@ _KINDS: Final = {"SandboxError": SandboxError, "UnsupportedError": UnsupportedEr
 class Answer(NamedTuple):
     """What a fork of the warden said, and the channel to it."""
 
-    channel: socket.socket
+    channel: _socket.socket
     message: Message
     descriptors: list[int]
 
@@ -46,7 +46,7 @@ class Warden:
         self._inherited = [] if before is None else before.orphaned()
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), path]
-        with theirs, privilege.inheritable():
+        with contextlib.closing(theirs), privilege.inheritable():
             self._process = subprocess.Popen(
                 command, cwd="/", stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True, env={}
             )
@@ -61,7 +61,7 @@ class Warden:
         if "groups" in message:
             made = Groups({limit: Group(*where) for limit, where in message["groups"].items()})
             self._groups = [*(groups for groups in self._groups if groups.are_there), made]
-        with theirs:
+        with contextlib.closing(theirs):
             try:
                 wire.send(self._control, message, (theirs.fileno(), *descriptors))
             except OSError as error:
@@ -97,8 +97,8 @@ class Warden:
 
 def _clear(left: list[Groups]) -> None:
     """Remove control groups that no warden removes any more; boxes end when they are closed."""
-    deadline = time.monotonic() + _GRACE
-    while (left := [groups for groups in left if not groups.remove()]) and time.monotonic() < deadline:
+    deadline = clock.monotonic() + _GRACE
+    while (left := [groups for groups in left if not groups.remove()]) and clock.monotonic() < deadline:
         time.sleep(_POLL)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -55,7 +55,7 @@ class SandboxProcess:
     def __init__(
         self,
         args: Any,
-        channel: socket.socket,
+        channel: _socket.socket,
         opened: Streams,
         text: Text,
         *,

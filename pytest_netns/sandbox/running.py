@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from pytest_netns.sandbox.wire import Message
 from pytest_netns.subprocesses import settle_streams
 
 if TYPE_CHECKING:
-    import socket
+    import _socket
 
     from pytest_netns.sandbox.aio import AsyncProcess
     from pytest_netns.sandbox.shell import Shell
@@ -42,7 +43,7 @@ class Runner(abc.ABC):
     workdir: str
     timeout: float | None
     _closed: bool
-    _channel: socket.socket
+    _channel: _socket.socket
     _env: Mapping[str, str]
     _output_limit: int | None
     _running: set[SandboxProcess]
@@ -108,7 +109,7 @@ class Runner(abc.ABC):
         ours, theirs = wire.pair()
         payload = wire.write_file(json.dumps(wanted).encode(), "command")
         try:
-            with theirs:
+            with contextlib.closing(theirs):
                 wire.send(self._channel, {"op": "run"}, (theirs.fileno(), payload, *handed))
         except OSError as error:
             ours.close()

@@ -5,6 +5,7 @@ As with the gateway: one JSON object to a packet, descriptors alongside; what ma
 
 from __future__ import annotations
 
+import _socket  # tests replace what is in socket, and so do gevent and eventlet
 import json
 import os
 import socket
@@ -18,20 +19,23 @@ MAX_DESCRIPTORS: Final = 16
 _MAX_BYTES: Final = 64 * 1024
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def pair() -> tuple[_socket.socket, _socket.socket]:
     """Return both ends of a new channel."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.settimeout(None)  # which socket.setdefaulttimeout() may have set
+    return ends
 
 
-def send(channel: socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+def send(channel: _socket.socket, message: Message, descriptors: tuple[int, ...] = ()) -> None:
     """Send one message, with copies of open descriptors."""
-    socket.send_fds(channel, [json.dumps(message).encode()], list(descriptors))
+    socket.send_fds(channel, [json.dumps(message).encode()], list(descriptors))  # type: ignore[arg-type] # it asks for less than typeshed does
 
 
-def receive(channel: socket.socket) -> tuple[Message | None, list[int]]:
+def receive(channel: _socket.socket) -> tuple[Message | None, list[int]]:
     """Receive one message and the descriptors with it; None at the end of the channel."""
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, _MAX_BYTES, MAX_DESCRIPTORS)
+        data, descriptors, _, _ = socket.recv_fds(channel, _MAX_BYTES, MAX_DESCRIPTORS)  # type: ignore[arg-type]
     except ConnectionResetError:
         return None, []
     for descriptor in descriptors:

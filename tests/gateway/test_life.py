@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import random
@@ -276,14 +277,14 @@ def test_understudy(own_world: World) -> None:
     wait_until(lambda: not is_alive(following), 10)
 
 
-def raw(world: World) -> socket.socket:
+def raw(world: World) -> _socket.socket:
     """Connect without the client's manners."""
     connection = world.connect()._connection
     connection.settimeout(5)
     return connection
 
 
-def answer(connection: socket.socket, data: bytes) -> protocol.Message | None:
+def answer(connection: _socket.socket, data: bytes) -> protocol.Message | None:
     """Send a packet and return the answer; None where the gateway hung up."""
     try:
         connection.send(data)

@@ -61,6 +61,12 @@ def test_network(netns, clock):
     assert (done.usage.sent, done.usage.received) == (0, 5)
     assert box.run(["true"]).usage.received == 0
 """
+LIMIT = """
+import socket
+
+def pytest_configure():
+    socket.setdefaulttimeout(1e-6)
+"""
 FILES = """
 import os
 import pytest
@@ -118,6 +124,13 @@ def test_boxes_in_frozen_time(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> 
             suite.passes("--netns", f"--netns-allow=localhost:{port}", passed=6)
         finally:
             server.shutdown()
+
+
+@requires(program="bwrap")
+def test_time_limit_of_sockets(suite: Suite) -> None:
+    """A limit that a suite sets for all sockets is for its own."""
+    suite.write(conftest=LIMIT, test_box="def test_box(netns): assert netns.sandbox().run(['true']).returncode == 0")
+    suite.passes("--netns", passed=1)
 
 
 @requires("pyfakefs")
