@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from posix import geteuid  # tests replace the one in os
 from typing import TYPE_CHECKING, Final
 
 from pytest_netns.errors import GatewayError
@@ -38,7 +39,7 @@ _UNUSED: Final = 10.0  # seconds in which whoever makes a directory has long sin
 
 def directory_of(run_id: str) -> Path:
     """Return where the directory of a run is, if there is one."""
-    return Path(tempfile.gettempdir(), f"{PREFIX}{os.geteuid()}", run_id)
+    return Path(tempfile.gettempdir(), f"{PREFIX}{geteuid()}", run_id)
 
 
 def run_directory(run_id: str) -> Path:
@@ -88,7 +89,7 @@ def _made(path: Path) -> list[Path]:
 
 def _check_private(path: Path) -> None:
     status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != geteuid() or status.st_mode & 0o077:
         raise GatewayError(
             f"{path} is not a directory of your own with mode 0700, so somebody else could take the place of "
             f"the gateway. Remove it, or set TMPDIR to a directory of your own."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pytest_netns.errors import KernelError, NetnsError, UnsupportedError
-from pytest_netns.kernel import resolver, syscalls
+from pytest_netns.kernel import privilege, resolver, syscalls
 from pytest_netns.kernel.mountinfo import mounts_below, read_only, staging
 
 __all__ = ["Sysfs", "add_host", "bind", "fresh_sysfs", "hide", "prepare_template", "sysfs", "sysfs_submounts", "tmpfs"]
@@ -59,7 +59,7 @@ def tmpfs(path: str, size: str = "64M") -> None:
     if not _SIZE.fullmatch(size):
         raise NetnsError(f"cannot put a tmpfs on {path!r}: {size!r} is no size. Give one such as '64M' or '1G'")
     options = f"size={size},mode={stat.S_IMODE(mode):o}"
-    if os.geteuid() == 0:
+    if privilege.is_root():
         owner = os.stat(path)
         options += f",uid={owner.st_uid},gid={owner.st_gid}"
     with _told(f"put a tmpfs on {path!r}"):

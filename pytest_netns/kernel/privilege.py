@@ -8,8 +8,8 @@ system calls runs. Test code therefore owns no effective capability, and what it
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
+from posix import getegid, geteuid  # tests replace those in os
 from typing import Final
 
 from pytest_netns.kernel import syscalls
@@ -37,7 +37,7 @@ _MASK: Final = sum(1 << number for number in NEEDED)
 
 def is_root() -> bool:
     """Tell whether the process is the superuser of its user namespace, and needs no other."""
-    return os.geteuid() == 0
+    return geteuid() == 0
 
 
 def is_entered() -> bool:
@@ -112,7 +112,7 @@ def enter_plain_user_namespace() -> None:
     Raises:
         KernelError: user namespaces are forbidden or used up, or the process has threads (EINVAL).
     """
-    uid, gid = os.geteuid(), os.getegid()
+    uid, gid = geteuid(), getegid()
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/thread-self/{name}", "w", encoding="ascii") as file:

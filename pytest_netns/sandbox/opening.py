@@ -6,8 +6,10 @@ import os
 import pwd
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from posix import getegid, geteuid  # tests replace those in os
 from typing import TYPE_CHECKING, Final
 
+from pytest_netns.kernel import privilege
 from pytest_netns.sandbox import bubblewrap, cgroups, seccomp, wire
 from pytest_netns.sandbox.limits import Enforcement, settle
 from pytest_netns.sandbox.view import is_within
@@ -52,7 +54,7 @@ class Wish:
     @property
     def user(self) -> int:
         """The user that commands see themselves as."""
-        return os.geteuid() if self.uid is None else self.uid
+        return geteuid() if self.uid is None else self.uid
 
 
 def owner() -> int | None:
@@ -60,7 +62,7 @@ def owner() -> int | None:
 
     Root's boxes are nobody that is known to the machine, and for each pytest process another one.
     """
-    return _NOBODIES + os.getpid() if os.geteuid() == 0 else None
+    return _NOBODIES + os.getpid() if privilege.is_root() else None
 
 
 def start(namespace: Namespace, warden: Warden, name: str, wish: Wish) -> tuple[Answer, Mapping[str, str]]:
@@ -98,7 +100,7 @@ def _settings(name: str, wish: Wish, enforcement: Enforcement) -> Message:
         "processors": enforcement.processors,
         "owner": owner(),
         "uid": wish.user,
-        "gid": os.getegid() if wish.uid is None else wish.uid,
+        "gid": getegid() if wish.uid is None else wish.uid,
         "hostname": wish.hostname or name,
         "offsets": [wish.boot_offset, wish.monotonic_offset],
     }

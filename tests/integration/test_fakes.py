@@ -61,6 +61,31 @@ def test_network(netns, clock):
     assert (done.usage.sent, done.usage.received) == (0, 5)
     assert box.run(["true"]).usage.received == 0
 """
+USER = """
+import os, subprocess
+from concurrent.futures import ThreadPoolExecutor
+import pytest
+
+POOL = ThreadPoolExecutor(1)
+OTHER = 0 if os.geteuid() else 1234
+
+@pytest.fixture(scope="module", autouse=True)
+def user(module_mocker):
+    for name in ("geteuid", "getuid", "getegid", "getgid"):
+        module_mocker.patch(f"os.{name}", return_value=OTHER)
+
+@pytest.mark.parametrize("number", range(2))
+def test_pool(number):
+    assert POOL.submit(os.readlink, "/proc/thread-self/ns/net").result() == os.readlink("/proc/self/ns/net")
+
+def test_handles(netns):
+    netns.tmpfs("/mnt")
+    with netns.worker:
+        pass
+
+def test_box(netns):
+    assert netns.sandbox().run(["id", "-u"]).returncode == 0
+"""
 LIMIT = """
 import socket
 
@@ -124,6 +149,14 @@ def test_boxes_in_frozen_time(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> 
             suite.passes("--netns", f"--netns-allow=localhost:{port}", passed=6)
         finally:
             server.shutdown()
+
+
+@requires("pytest-mock", program="bwrap")
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_another_user(suite: Suite, workers: tuple[str, ...]) -> None:
+    """Code may be told that it runs as root, or as somebody else; what isolates it goes by what is true."""
+    suite.write(test_user=USER)
+    suite.passes("--netns", *workers, plugins="pytest_mock", passed=4)
 
 
 @requires(program="bwrap")
