@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
+from typing import Final
 
-__all__ = ["monotonic", "realtime"]
+from pytest_netns.errors import KernelError
+
+__all__ = ["monotonic", "realtime", "timer"]
+
+_LONGEST: Final = 1e9  # seconds, 32 years
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -22,6 +28,20 @@ def monotonic() -> float:
 def realtime() -> float:
     """Return seconds since the epoch, as ``time.time()`` does."""
     return _read(time.CLOCK_REALTIME)
+
+
+def timer(seconds: float) -> int:
+    """Return a descriptor that can be read once so many seconds have passed; it is the caller's to close.
+
+    Raises:
+        KernelError: descriptors are used up.
+    """
+    fd: int = _libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    left = int(min(max(seconds, 0.0), _LONGEST) * 1e9) or 1  # a timer of 0 never goes off
+    once = (_Timespec * 2)(_Timespec(0, 0), _Timespec(*divmod(left, 1_000_000_000)))
+    if fd < 0 or _libc.timerfd_settime(fd, 0, once, None) < 0:
+        raise KernelError(ctypes.get_errno(), f"timerfd: {os.strerror(ctypes.get_errno())}")
+    return fd
 
 
 def _read(clock: int) -> float:

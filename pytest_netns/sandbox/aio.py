@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pytest_netns.kernel import clock
 from pytest_netns.sandbox.streams import Text
 from pytest_netns.subprocesses import settle_streams
 
@@ -170,6 +172,38 @@ class _Room:
         self.left = left
 
 
+class _Limit:
+    """Ends a command in time, by the kernel's clock: that of the event loop stands still where a test's does.
+
+    Attributes:
+        passed: whether it has done so.
+    """
+
+    def __init__(self, process: AsyncProcess, seconds: float | None) -> None:
+        self.passed = False
+        self._process = process
+        self._seconds = seconds
+        self._timer = -1
+
+    def __enter__(self) -> _Limit:  # noqa: PYI034 - Self came with Python 3.11
+        if self._seconds is not None:
+            self._timer = clock.timer(self._seconds)
+            asyncio.get_running_loop().add_reader(self._timer, self._pass)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        timer, self._timer = self._timer, -1
+        if timer >= 0:
+            asyncio.get_running_loop().remove_reader(timer)
+            os.close(timer)
+
+    def _pass(self) -> None:
+        self.__exit__()
+        if self._process.returncode is None:
+            self.passed = True
+            self._process.kill()
+
+
 async def run(
     box: Runner,
     args: Any,
@@ -191,17 +225,16 @@ async def run(
     decode = form.decoder()
     told = None if on_output is None else lambda data: on_output(decode(data, False))
     try:
-        await asyncio.wait_for(process.communicate(form.encode(input), on_output=told), timeout)
-    except asyncio.TimeoutError:
-        process.kill()
-        await process.wait()
-        output, failed = form.decode_all(process.captured)
-        raise subprocess.TimeoutExpired(args, timeout or 0.0, output, failed) from None
+        with _Limit(process, timeout) as limit:
+            await process.communicate(form.encode(input), on_output=told)
     except BaseException:
         process.kill()
         raise
     finally:
         process.close()
+    output, failed = form.decode_all(process.captured)
+    if limit.passed:
+        raise subprocess.TimeoutExpired(args, timeout or 0.0, output, failed)
     done = process.done
-    done.stdout, done.stderr = form.decode_all(process.captured)
+    done.stdout, done.stderr = output, failed
     return done.checked(check=check)

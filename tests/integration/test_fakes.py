@@ -29,7 +29,7 @@ def test_blocked():
     socket.create_connection(("192.0.2.1", 80))
 """
 BOXES = """
-import os, subprocess
+import asyncio, os, subprocess
 import freezegun, pytest
 
 DIAL = "import socket, sys; print(socket.create_connection(sys.argv[1:]).recv(9))"
@@ -46,6 +46,8 @@ def test_timeouts(netns, clock):
     box = netns.sandbox()
     with pytest.raises(subprocess.TimeoutExpired):
         box.run(["sleep", "60"], timeout=0.3)
+    with pytest.raises(subprocess.TimeoutExpired):
+        asyncio.run(box.run_async(["sleep", "60"], timeout=0.3))
     process = box.popen(["sleep", "60"], stdout=subprocess.PIPE)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.1)
