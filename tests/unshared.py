@@ -94,6 +94,11 @@ def fresh() -> None:
             fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
 
 
+def kernel_version() -> tuple[int, ...]:
+    """Return the kernel's version, as far as minor ones."""
+    return tuple(int(number) for number in os.uname().release.split(".")[:2])
+
+
 def net_inode() -> int:
     """Return the number of the calling thread's network namespace."""
     return os.stat("/proc/thread-self/ns/net").st_ino

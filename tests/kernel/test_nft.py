@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
-import re
 import socket
 import struct
 from collections.abc import Callable
 
 import pytest
-from unshared import unshared
+from unshared import kernel_version, unshared
 
 from pytest_netns import addressing
 from pytest_netns.errors import KernelError
@@ -68,8 +66,7 @@ def load(table: Table) -> None:
 
 def written() -> contextlib.AbstractContextManager[object]:
     """Expect what Linux 7.3 and later say to all but the machine's root of rules that write to packets."""
-    major, minor = map(int, re.findall(r"\d+", os.uname().release)[:2])
-    refused = (major, minor) >= (7, 3) and not privilege.is_root()
+    refused = kernel_version() >= (7, 3) and not privilege.is_root()
     return pytest.raises(KernelError, match="Operation not permitted") if refused else contextlib.nullcontext()
 
 

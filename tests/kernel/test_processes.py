@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from unshared import effective, net_inode, unshared
@@ -52,7 +53,10 @@ def python(code: str) -> subprocess.Popen[str]:
 
 def sleeper() -> subprocess.Popen[bytes]:
     """Start a program that heeds SIGTERM; the call returns when it runs."""
-    return subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sleep", "60"])
+    while not Path(f"/proc/{child.pid}/cmdline").read_bytes().startswith(b"sleep"):
+        time.sleep(0.001)  # the kernel has closed what it inherited a moment before
+    return child
 
 
 @unshared
