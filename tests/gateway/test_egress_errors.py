@@ -107,7 +107,7 @@ class Deaf:
         with at(world.internet):
             self.listener = opened(host)
             self.listener.bind((host, 0))
-            self.listener.listen(0)
+            self.listener.listen(1)
         self.port = port_of(self.listener)
         self._world, self._host, self._fillers = world, host, [socket.socket()]
         with at(world.outer), contextlib.suppress(TimeoutError):
