@@ -145,6 +145,7 @@ class Visit:
         sni: bool = True,
     ) -> None:
         """Join the gateway and lease the test's leaf."""
+        self._began = time.time()
         self.client = world.connect()
         self.worker = self.client.join(name, open_egress=open_egress, rules=run_wide, record=record)
         self.leaf = self.client.lease("test_it", rules=[*run_wide, *rules], sni=sni)
@@ -154,9 +155,9 @@ class Visit:
         return (self.worker, self.leaf) if server == "worker" else (self.leaf, self.worker)
 
     def flows(self, leaf: LeafGrant, count: int = 1) -> list[Flow]:
-        """Return what was tried from a leaf once it is that much."""
+        """Return what was tried from a leaf once it is that much; one of an earlier visit may have the same name."""
         deadline = time.monotonic() + 2
-        while len(found := self.client.flows(leaf.name)) < count and time.monotonic() < deadline:
+        while len(found := self.client.flows(leaf.name, after=self._began)) < count and time.monotonic() < deadline:
             time.sleep(0.005)
         return found
 
