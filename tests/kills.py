@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from runs import TOOLS
+from runs import TOOLS, children
 
 from pytest_netns.sandbox import cgroups
 
@@ -225,7 +225,7 @@ class _Run:
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
-        self._before = set(_children())
+        self._before = set(children())
         self._began = time.time()
         (folder / "tools.py").write_text(TOOLS)
         count = "4" if case.workers else "3"
@@ -283,7 +283,7 @@ class _Run:
 
     def left(self) -> list[str]:
         """Return what is there of the run."""
-        processes = [f"process {pid}: {_command(pid)}" for pid in set(_children()) - self._before if not _reap(pid)]
+        processes = [f"process {pid}: {_command(pid)}" for pid in set(children()) - self._before if not _reap(pid)]
         files = [path for path in _files(self.temporary) if "/pytest-netns-" in path]
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
         mounts = [line for line in mounts if str(self.temporary) in line]
@@ -292,7 +292,7 @@ class _Run:
     def end(self) -> None:
         """End what is left after all."""
         self._listener.close()
-        for pid in set(_children()) - self._before:
+        for pid in set(children()) - self._before:
             if not _reap(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -389,7 +389,7 @@ def _await_stop(pid: int) -> None:
 
 def family(others: Container[int] = ()) -> dict[int, str]:
     """Return the processes below this one, but for these children and theirs, and what each of them is."""
-    found = [pid for one in _children() if one not in others for pid in _descendants(one)]
+    found = [pid for one in children() if one not in others for pid in _descendants(one)]
     return {pid: _kind(pid) for pid in found if _state(pid) not in "ZX"}
 
 
@@ -428,17 +428,8 @@ def _is_newer(path: Path, since: float) -> bool:
 
 def _descendants(pid: int) -> Iterator[int]:
     yield pid
-    for child in _children(pid):
+    for child in children(pid):
         yield from _descendants(child)
-
-
-def _children(pid: int | str = "self") -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                found += map(int, task.joinpath("children").read_text(encoding="ascii").split())
-    return found
 
 
 def _stat(pid: int) -> list[str]:

@@ -128,7 +128,7 @@ class Suite:
         self.pytester = pytester
         self.path = pytester.path
         self.temporary = Path(tempfile.mkdtemp(prefix="run-"))
-        self._children = set(_children())
+        self._children = set(children())
         self.write(tools=TOOLS)
         self.path.joinpath("tmp").mkdir()
 
@@ -180,7 +180,7 @@ class Suite:
 
     def gateway(self) -> int:
         """Return the process of the gateway, which is nobody's child and so ours."""
-        (found,) = (pid for pid in set(_children()) - self._children if "-m pytest_netns.gateway" in _command(pid))
+        (found,) = (pid for pid in set(children()) - self._children if "-m pytest_netns.gateway" in _command(pid))
         return found
 
     def assert_nothing_left(self) -> None:
@@ -191,7 +191,7 @@ class Suite:
         assert not left, "\n".join(left)
 
     def _left(self) -> list[str]:
-        processes = [_command(pid) for pid in set(_children()) - self._children if not _reap(pid)]
+        processes = [_command(pid) for pid in set(children()) - self._children if not _reap(pid)]
         parents = [path for path in self.temporary.iterdir() if path.name.startswith("pytest-netns-")]
         directories = [where for parent in parents for where, _, _ in os.walk(parent)]
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
@@ -199,7 +199,7 @@ class Suite:
 
     def end(self) -> None:
         """End what is left after all, having failed for it."""
-        for pid in set(_children()) - self._children:
+        for pid in set(children()) - self._children:
             if not _reap(pid):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -223,12 +223,14 @@ def _ports_of_the_host() -> Iterator[None]:
         yield
 
 
-def _children() -> list[int]:
-    return [
-        int(pid)
-        for task in Path("/proc/self/task").iterdir()
-        for pid in task.joinpath("children").read_text(encoding="ascii").split()
-    ]
+def children(pid: int | str = "self") -> list[int]:
+    """Return the children of a process; its threads may end meanwhile, and so may it."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, task.joinpath("children").read_text(encoding="ascii").split())
+    return found
 
 
 def _reap(pid: int) -> bool:
