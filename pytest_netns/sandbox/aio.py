@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pytest_netns.kernel import clock
@@ -172,36 +173,30 @@ class _Room:
         self.left = left
 
 
-class _Limit:
-    """Ends a command in time, by the kernel's clock: that of the event loop stands still where a test's does.
+@contextlib.contextmanager
+def _limit(process: AsyncProcess, seconds: float | None) -> Iterator[asyncio.Event]:
+    """End a command in time, and yield what is set if that was done.
 
-    Attributes:
-        passed: whether it has done so.
+    It goes by the kernel's clock: that of the event loop stands still where a test's does.
     """
+    passed, loop = asyncio.Event(), asyncio.get_running_loop()
+    if seconds is None:
+        yield passed
+        return
+    timer = clock.timer(seconds)
 
-    def __init__(self, process: AsyncProcess, seconds: float | None) -> None:
-        self.passed = False
-        self._process = process
-        self._seconds = seconds
-        self._timer = -1
+    def end() -> None:
+        loop.remove_reader(timer)
+        if process.returncode is None:
+            passed.set()
+            process.kill()
 
-    def __enter__(self) -> _Limit:  # noqa: PYI034 - Self came with Python 3.11
-        if self._seconds is not None:
-            self._timer = clock.timer(self._seconds)
-            asyncio.get_running_loop().add_reader(self._timer, self._pass)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        timer, self._timer = self._timer, -1
-        if timer >= 0:
-            asyncio.get_running_loop().remove_reader(timer)
-            os.close(timer)
-
-    def _pass(self) -> None:
-        self.__exit__()
-        if self._process.returncode is None:
-            self.passed = True
-            self._process.kill()
+    loop.add_reader(timer, end)
+    try:
+        yield passed
+    finally:
+        loop.remove_reader(timer)
+        os.close(timer)
 
 
 async def run(
@@ -225,7 +220,7 @@ async def run(
     decode = form.decoder()
     told = None if on_output is None else lambda data: on_output(decode(data, False))
     try:
-        with _Limit(process, timeout) as limit:
+        with _limit(process, timeout) as passed:
             await process.communicate(form.encode(input), on_output=told)
     except BaseException:
         process.kill()
@@ -233,7 +228,7 @@ async def run(
     finally:
         process.close()
     output, failed = form.decode_all(process.captured)
-    if limit.passed:
+    if passed.is_set():
         raise subprocess.TimeoutExpired(args, timeout or 0.0, output, failed)
     done = process.done
     done.stdout, done.stderr = output, failed
