@@ -27,6 +27,9 @@ PEER_MARK: Final = 0x6E73
 ALIASES: Final = ipaddress.IPv4Network("198.19.0.0/19")
 TEST_ALIASES6: Final = ipaddress.IPv6Network("fd6e:6574:6e73:3::/64")
 
+LOOPBACK: Final = ipaddress.IPv4Address("127.0.0.1")
+LOOPBACK6: Final = ipaddress.IPv6Address("::1")
+
 # Those below are left to the kernel, which may put tunnels of its own into each network: sit0, tunl0 and others.
 _FIRST_INDEX: Final = 100
 LO_INDEX: Final = 1

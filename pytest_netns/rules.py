@@ -29,7 +29,7 @@ _SERVICES: Final = {
     "domain": 53, "ftp": 21, "http": 80, "https": 443, "imaps": 993, "ldap": 389, "ldaps": 636,
     "mysql": 3306, "postgres": 5432, "postgresql": 5432, "redis": 6379, "smtp": 25, "ssh": 22,
 }  # fmt: skip
-_LOOPBACK: Final = frozenset({ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")})
+_LOOPBACK: Final = frozenset({addressing.LOOPBACK, addressing.LOOPBACK6})
 _NAT64: Final = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 _UNREACHABLE: Final[dict[Network, str]] = {
     ipaddress.IPv4Network("127.0.0.0/8"): "that is the test's own loopback",
@@ -129,7 +129,7 @@ class EgressRule:
         """
         if isinstance(self.host, str):
             return self.host == LOCALHOST and address in _LOOPBACK
-        return address in self.host and not any(address in network for network in _UNREACHABLE)
+        return address in self.host and why_unreachable(address) is None
 
     def includes(self, other: EgressRule) -> bool:
         """Tell whether this rule allows whatever the other allows."""

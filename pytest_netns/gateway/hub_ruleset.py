@@ -139,10 +139,9 @@ def _blocked() -> list[Rule]:
 
 
 def _relay(port: int) -> list[Rule]:
-    loopbacks = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
     rules = [
         [*nft.mark(MARK_RELAY), *_family(address), *nft.l4proto(protocol), *nft.tproxy(address.packed, port), ACCEPT]
-        for address in loopbacks
+        for address in (addressing.LOOPBACK, addressing.LOOPBACK6)
         for protocol in (_TCP, _UDP)
     ]
     return [*rules, [*nft.mark(MARK_RELAY), DROP]]  # its socket has been closed meanwhile

@@ -6,7 +6,6 @@ hub alone.
 
 from __future__ import annotations
 
-import ipaddress
 from socket import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP
 from typing import Final
 
@@ -149,8 +148,8 @@ def _never_shared(here: Rule, own: Address) -> list[Rule]:
 def _family_of(own: Address) -> tuple[Address, Address, Rule]:
     """Return loopback's address and the gateway's in this family, and what matches its ICMP."""
     if own.version == 4:
-        return ipaddress.IPv4Address("127.0.0.1"), addressing.GATEWAY, nft.l4proto(IPPROTO_ICMP)
-    return ipaddress.IPv6Address("::1"), addressing.GATEWAY6, nft.l4proto(IPPROTO_ICMPV6)
+        return addressing.LOOPBACK, addressing.GATEWAY, nft.l4proto(IPPROTO_ICMP)
+    return addressing.LOOPBACK6, addressing.GATEWAY6, nft.l4proto(IPPROTO_ICMPV6)
 
 
 def _dialled(peer: Address) -> Rule:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -35,11 +34,13 @@ _CLIENTS: Final = 64  # of the TCP service, at once, from one leaf
 _BREATHER: Final = 0.1  # seconds
 _TTL: Final = 5  # seconds
 _AT_ONCE: Final = 32
-_LOOPBACK: Final = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 _ADDRESSES: Final = (dns.A, dns.AAAA, dns.HTTPS, dns.SVCB)
 _ONLY_ADDRESSES: Final = "only addresses are looked up"
 _OWN_REVERSE_ZONES: Final = (
-    *(".18.198.in-addr.arpa", ".19.198.in-addr.arpa", ".127.in-addr.arpa", ".ip6.arpa"),
+    ".18.198.in-addr.arpa",
+    ".19.198.in-addr.arpa",
+    ".127.in-addr.arpa",
+    ".ip6.arpa",
     *(f".{block.network_address.packed[0]}.in-addr.arpa" for block in BLOCKS),
 )
 
@@ -116,7 +117,7 @@ class NameServer:
             return dns.refuse(question)
         name = normal_name(question.name)
         if name is not None and question.is_lookup and is_loopback(name):  # /etc/hosts has it without a final dot only
-            return dns.answer(question, _LOOPBACK, _TTL)
+            return dns.answer(question, (addressing.LOOPBACK, addressing.LOOPBACK6), _TTL)
         if name is None or not policy.may_resolve(leaf.policy, name):
             # A rule would not help where it is not an address that was asked for.
             self._record(leaf, question.name, client, None if question.kind in _ADDRESSES else _ONLY_ADDRESSES)
