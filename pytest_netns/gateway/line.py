@@ -13,6 +13,8 @@ from pytest_netns.gateway.launch import SILENCE, TIMEOUT
 
 __all__ = ["Line", "Received"]
 
+_poll = getattr(select, "poll", None)  # tests replace it, and eventlet takes it away
+
 Received: TypeAlias = tuple[dict[str, Any], list[int]]
 _Purpose: TypeAlias = tuple[str, tuple[str, ...], bool, int]
 
@@ -37,8 +39,8 @@ class Line:
     @property
     def lost(self) -> bool:
         """Whether the gateway has ended, and with it the way out of every leaf."""
-        if not self._lost and self._connection.fileno() >= 0 and hasattr(select, "poll"):  # eventlet takes it away
-            poll = select.poll()
+        if not self._lost and self._connection.fileno() >= 0 and _poll is not None:
+            poll = _poll()
             poll.register(self._connection, 0)  # that the other end has gone is told in any case
             self._lost = bool(poll.poll(0))
         return self._lost

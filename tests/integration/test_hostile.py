@@ -45,10 +45,10 @@ def check():
 '''
 
 TESTS = '''
-import asyncio, contextlib, errno, os, resource, signal, socket, subprocess, sys, tempfile, threading, time
+import asyncio, contextlib, errno, os, resource, select, signal, socket, subprocess, sys, tempfile, threading, time
 from sound import LIBC, ROOT, call, check, mighty
 
-KEPT = socket.socket, time.time, time.monotonic, time.sleep
+KEPT = socket.socket, select.poll, time.time, time.monotonic, time.sleep
 SIGNALS = sorted(signal.valid_signals())
 HANDLERS = [signal.getsignal(number) for number in SIGNALS]
 os.umask(0o022)
@@ -113,10 +113,10 @@ def test_6_replaces_functions(monkeypatch):
 def test_6(): check()
 
 def test_6_replaces_functions_for_good():
-    socket.socket = time.time = time.monotonic = time.sleep = broken
+    socket.socket = select.poll = time.time = time.monotonic = time.sleep = broken
 
 def test_6_for_good():
-    socket.socket, time.time, time.monotonic, time.sleep = KEPT
+    socket.socket, select.poll, time.time, time.monotonic, time.sleep = KEPT
     check()
 
 def test_7_leaves_threads():
