@@ -30,6 +30,7 @@ from pytest_netns.gateway.paths import (
     short_path,
 )
 from pytest_netns.kernel import clock, privilege
+from pytest_netns.kernel.imports import import_path
 from pytest_netns.kernel.readiness import is_readable
 
 TIMEOUT: Final = 10.0  # seconds for any one answer
@@ -206,7 +207,7 @@ def clear(run_dir: Path) -> None:
 def _environment() -> dict[str, str]:
     """Return the environment for the gateway: the same modules, and no coverage measurement of it."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_CORE_", "COVERAGE_"))}
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    environment["PYTHONPATH"] = os.pathsep.join(import_path())
     return environment
 
 

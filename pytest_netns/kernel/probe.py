@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
+from pytest_netns.kernel.imports import import_path
+
 OK: Final = "ok"
 FAIL: Final = "fail"
 WARN: Final = "warn"
@@ -24,7 +26,7 @@ _BEGUN: Final = "begun"  # only between the two processes: a trial that has not 
 PLATFORM: Final = "platform"
 PROBE: Final = "probe"
 
-#: The child gets our import path as it is, and nothing of the current directory or the environment.
+#: The child gets our import path, Python's own first, and nothing of the current directory or the environment.
 _PROGRAM: Final = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[2]); importlib.import_module(sys.argv[1]).main()"
 )
@@ -82,7 +84,7 @@ def run(module: str, timeout: float = 2.5) -> list[Outcome]:
         return [Outcome(PLATFORM, FAIL, f"sys.platform is {sys.platform!r}")]
     system = os.uname()
     outcomes = [Outcome(PLATFORM, OK, f"{system.sysname} {system.release} {system.machine}")]
-    command = [sys.executable, "-I", "-c", _PROGRAM, module, json.dumps(sys.path)]
+    command = [sys.executable, "-I", "-c", _PROGRAM, module, json.dumps(import_path())]
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:

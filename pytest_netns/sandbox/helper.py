@@ -5,7 +5,6 @@ from __future__ import annotations
 import _socket
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Final, NamedTuple
 
 from pytest_netns.errors import KernelError, NetnsError, SandboxError, UnsupportedError
 from pytest_netns.kernel import clock, privilege
+from pytest_netns.kernel.imports import import_path
 from pytest_netns.sandbox import wire
 from pytest_netns.sandbox.cgroups import Group, Groups
 from pytest_netns.sandbox.wire import Message
@@ -44,8 +44,7 @@ class Warden:
         self._control, theirs = wire.pair()
         self._groups: list[Groups] = []
         self._inherited = [] if before is None else before.orphaned()
-        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), path]
+        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), json.dumps(import_path())]
         with contextlib.closing(theirs), privilege.inheritable():
             self._process = subprocess.Popen(
                 command, cwd="/", stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True, env={}
@@ -71,6 +70,7 @@ class Warden:
         try:
             answer, handed = wire.receive(ours)
         except TimeoutError as error:
+            ours.close()
             raise SandboxError(f"no box was made within {_PATIENCE:.0f} s") from error
         if answer is None or not answer["ok"]:
             ours.close()

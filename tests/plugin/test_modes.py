@@ -285,3 +285,13 @@ class TestMarkers:
         result.assert_outcomes(passed=5)
         names = ["test_1", "test_2", "test_3[[]a[]]", "test_3[[]b[]]", "test_4[[]7000[]]"]
         result.stdout.fnmatch_lines([f"*::{name} PASSED*" for name in names])
+
+
+@pytest.mark.parametrize("name", ["resource", "selectors", "platform", "filelock"])
+@pytest.mark.parametrize("mode", ["--netns", "--netns-marked"])
+def test_module_of_pythons_name(pytester: pytest.Pytester, run: Run, name: str, mode: str) -> None:
+    """A module beside the tests that is called as one of Python's, or of ours, is none of what we start."""
+    pytester.mkdir("tests")
+    pytester.path.joinpath("tests", f"{name}.py").write_text("HELPER = 1\n")
+    pytester.path.joinpath("tests", "test_it.py").write_text("def test_it(netns_sandbox, netns): pass\n")
+    run(mode, "tests").assert_outcomes(passed=1)
