@@ -47,6 +47,18 @@ class AsyncProcess:
     async def start(cls, box: Runner, args: Any, **kwargs: Any) -> AsyncProcess:
         """Start a command; arguments are those of ``Sandbox.popen``, except that pipes carry bytes."""
         self = cls(box.popen(args, **kwargs))
+        try:
+            await self._connect()
+        except BaseException:  # cancelled, say, before anybody has a handle to end it by
+            self.kill()
+            self.close()
+            for file in (self._process.stdin, self._process.stdout, self._process.stderr):
+                if file is not None:
+                    file.close()
+            raise
+        return self
+
+    async def _connect(self) -> None:
         process, loop = self._process, asyncio.get_running_loop()
         for name in ("stdout", "stderr"):
             file = getattr(process, name)
@@ -60,7 +72,6 @@ class AsyncProcess:
             writing, flow = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, process.stdin)
             self._transports.append(writing)
             self.stdin = asyncio.StreamWriter(writing, flow, None, loop)
-        return self
 
     @property
     def pid(self) -> int | None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import posixpath
 import secrets
+import stat
 from collections.abc import Iterable
 from typing import IO, Final
 
@@ -41,6 +42,9 @@ def apply(changes: Iterable[Change], upper: int, base: int) -> None:
     for change in wanted:
         if change.after.kind in (FILE, DIRECTORY, LINK):
             _put(upper, base, change)
+    for change in reversed(wanted):  # a directory may forbid what was just done in it
+        if change.after.kind == DIRECTORY:
+            _set_mode(base, change)
 
 
 def _refuse_escape(change: Change) -> None:
@@ -64,7 +68,6 @@ def _remove(base: int, change: Change) -> None:
 
 def _put(upper: int, base: int, change: Change) -> None:
     directory, name = strange.opened_parent(base, change.path)
-    mode = change.after.mode & 0o777
     try:
         if change.after.kind == LINK:
             with contextlib.suppress(FileNotFoundError):
@@ -73,10 +76,18 @@ def _put(upper: int, base: int, change: Change) -> None:
         elif change.after.kind == DIRECTORY:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, dir_fd=directory)
-            os.chmod(name, mode, dir_fd=directory)
+            os.chmod(name, (change.after.mode | stat.S_IRWXU) & 0o777, dir_fd=directory)
         else:
             with _opened(upper, change.path) as source:
-                _write(source, directory, name, mode)
+                _write(source, directory, name, change.after.mode & 0o777)
+    finally:
+        os.close(directory)
+
+
+def _set_mode(base: int, change: Change) -> None:
+    directory, name = strange.opened_parent(base, change.path)
+    try:
+        os.chmod(name, change.after.mode & 0o777, dir_fd=directory)
     finally:
         os.close(directory)
 

@@ -202,10 +202,16 @@ class Sandbox(Runner):
             raise SandboxError(
                 f"{doing} needs an overlay, and {self.name} has none: say workdir=..., and not overlay=False"
             )
-        running = [process for process in self._running if process.poll() is None]
+        running = [process for process in list(self._running) if _runs(process)]
         if running:
             raise SandboxError(f"{doing} has to wait for what runs in {self.name}: {running[0].args!r}; end it first")
         return self._overlay
+
+
+def _runs(process: SandboxProcess) -> bool:
+    with contextlib.suppress(SandboxError):  # it could not be started
+        return process.poll() is None
+    return False
 
 
 def _is_below(path: str, above: str) -> bool:

@@ -60,6 +60,9 @@ class Command:
         stdio = self._stdio(wanted["stdio"], descriptors[1:])
         try:
             self._outer = launch.launch(setting, wanted, [*stdio, report, self._block])
+        except OSError:
+            self._let_go()
+            raise
         finally:
             for fd in {*stdio, report}:
                 os.close(fd)
@@ -249,6 +252,9 @@ class Command:
     def close(self) -> None:
         """Let go of everything; doing so twice is harmless."""
         self._channel.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         for pump in self._pumps:
             pump.close()
         for fd in {self._report, self._block, self._unblock, self._mounts} - {-1}:

@@ -108,7 +108,7 @@ class Done(subprocess.CompletedProcess[Any]):
             if check:
                 self.check_returncode()
             return self
-        program = self.args if isinstance(self.args, (str, os.PathLike)) else self.args[0]
+        program = self.args if isinstance(self.args, (str, bytes, os.PathLike)) else self.args[0]
         if os.strerror(errno.EACCES) in f"{self.stderr!r}":
             raise PermissionError(errno.EACCES, "the box may not execute the program, or not enter its cwd", program)
         raise FileNotFoundError(

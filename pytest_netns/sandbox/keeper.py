@@ -6,6 +6,7 @@ It is in the box's control groups and mount namespace, so that what it starts is
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -51,7 +52,8 @@ def confess(channel: socket.socket, error: BaseException) -> None:
 
 
 def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message, tuple[int, ...]]:
-    net_fd, mnt_fd, filter_fd = descriptors
+    net_fd, mnt_fd, filter_fd, view_fd = descriptors
+    wanted = json.loads(wire.read_file(view_fd))
     groups = Groups({limit: Group(*where) for limit, where in message["groups"].items()})
     owner: int | None = message["owner"]
     with privilege.raised():
@@ -60,7 +62,7 @@ def _set_up(message: Message, descriptors: list[int]) -> tuple[Setting, Message,
         syscalls.setns(net_fd, syscalls.CLONE_NEWNET)
         syscalls.setns(mnt_fd, syscalls.CLONE_NEWNS)
         program = Program(*message["program"])
-        plan = view.plan(View(**{**message["view"], **_tuples(message["view"])}))
+        plan = view.plan(View(**{**wanted, **_tuples(wanted)}))
         inner = prune.inner(plan, mapped=owner is not None)
         hidden = [(path, os.path.isdir(path)) for path in (*plan.hidden, *inner)]
         prune.own_mounts()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pwd
 from collections.abc import Iterator, Mapping
@@ -84,7 +86,8 @@ def start(namespace: Namespace, warden: Warden, name: str, wish: Wish) -> tuple[
             "groups": groups.of,
             "program": [program.path, dict(program.shown)],
         }
-        return _ask(namespace, warden, message, filter_), enforcement.mechanisms
+        view = json.dumps(wish.view._asdict()).encode()
+        return _ask(namespace, warden, message, (filter_, view)), enforcement.mechanisms
     except BaseException:
         groups.remove()
         raise
@@ -93,7 +96,6 @@ def start(namespace: Namespace, warden: Warden, name: str, wish: Wish) -> tuple[
 def _settings(name: str, wish: Wish, enforcement: Enforcement) -> Message:
     return {
         "op": "open",
-        "view": wish.view._asdict(),
         "disk": wish.limits.disk,
         "rlimits": enforcement.rlimits._asdict(),
         "watched": enforcement.watched,
@@ -106,13 +108,13 @@ def _settings(name: str, wish: Wish, enforcement: Enforcement) -> Message:
     }
 
 
-def _ask(namespace: Namespace, warden: Warden, message: Message, filter_: bytes) -> Answer:
-    net_fd, mnt_fd = namespace.descriptors()
-    filter_fd = wire.write_file(filter_, "seccomp")
-    try:
-        return warden.ask(message, (net_fd, mnt_fd, filter_fd))
-    finally:
-        os.close(filter_fd)
+def _ask(namespace: Namespace, warden: Warden, message: Message, contents: tuple[bytes, bytes]) -> Answer:
+    with contextlib.ExitStack() as stack:
+        files = []
+        for content, name in zip(contents, ("seccomp", "view"), strict=True):
+            files.append(wire.write_file(content, name))
+            stack.callback(os.close, files[-1])
+        return warden.ask(message, (*namespace.descriptors(), *files))
 
 
 def clean_environment(leaf: str, said: Message, wish: Wish) -> dict[str, str]:

@@ -76,7 +76,7 @@ def amount(value: object, option: str) -> float:
     """Return a positive number, given as such or as text."""
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
-    except ValueError:
+    except (OverflowError, ValueError):
         number = 0.0
     if not 0 < number < float("inf"):
         raise SandboxError(f"{option}={value!r} is no amount; write a number above 0")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Shell"]
 
 _CHUNK: Final = 64 * 1024
+_LONGEST_STATUS: Final = 8  # bytes behind a mark
 #: The command is read as one word and evaluated, so that an unfinished one is an error of its own, and not of the next.
 _LINE: Final = "eval {command} </dev/null\nprintf '%s %d\\n' {mark} $? >&9; printf '%s\\n' {mark} >&8\n"
 _BEGIN: Final = b"exec 8>&1 9>&2\n"  # so that a command which leads the shell's own output elsewhere is told to be over
@@ -152,13 +153,13 @@ class _Talk:
         read = self._read[number]
         told = len(read)
         read += data
-        found = read.find(self._mark, max(0, told - len(self._mark)))
+        found = read.find(self._mark, max(0, told - len(self._mark) - _LONGEST_STATUS))
         over = not data
         if found >= 0:
-            line = bytes(read[found:])
-            if not line.endswith(b"\n"):
+            line, end, _ = bytes(read[found:]).partition(b"\n")  # what comes then, a job in the background has said
+            if not end and not over:
                 return False
-            if number == 1:
+            if number == 1 and end:
                 self.status = int(line.split()[1])
             del read[found:]
             over = True

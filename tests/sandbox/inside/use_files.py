@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,7 @@ def test_no_directory(netns: Any) -> None:
         ({"memory": "lots"}, "memory='lots' is no size"),
         ({"pids": 0}, "pids=0 is no count"),
         ({"timeout": -1}, "timeout=-1 is no amount"),
+        ({"timeout": 10**400}, "timeout=1000.* is no amount"),
         ({"disk": None}, "has to have a limit"),
         ({"limits": "lax"}, "limits='lax' is neither"),
         ({"colour": "red"}, "a box has no option colour; known are overlay,"),
@@ -295,3 +298,22 @@ def test_usage(box: Any) -> None:
     assert 300_000 <= done.usage.written < 1_000_000
     assert 100_000 < done.usage.memory < 100 << 20
     assert done.usage.sent == done.usage.received == 0
+
+
+def test_apply_what_cannot_be_written(netns: Any, work: Path) -> None:
+    """A directory that forbids writing is applied with what is in it, and so is a change of such a one's."""
+    (work / "old").mkdir(mode=0o500)
+    with netns.sandbox(workdir=work) as box:
+        box.run("mkdir new; echo 1 > new/file; chmod 500 new; chmod 700 old; echo 2 > old/file", shell=True, check=True)
+        box.apply()
+    assert ((work / "new/file").read_text(), (work / "old/file").read_text()) == ("1\n", "2\n")
+    assert [stat.S_IMODE((work / name).stat().st_mode) for name in ("new", "old")] == [0o500, 0o700]
+    (work / "new").chmod(0o700)
+
+
+def test_many_homes(netns: Any, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    """A machine of thousands of users has boxes, too."""
+    users = [pwd.struct_passwd((f"u{n}", "x", n, n, "", f"/home/students/u{n:06}", "/bin/sh")) for n in range(4000)]
+    monkeypatch.setattr(pwd, "getpwall", lambda: users)
+    with netns.sandbox(workdir=work) as box:
+        assert box.run(["true"]).returncode == 0

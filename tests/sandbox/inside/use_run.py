@@ -414,3 +414,63 @@ def _bubblewraps(pid: int) -> list[int]:
                 command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0]
                 found += [child] if command.endswith(b"bwrap") else _bubblewraps(child)
     return found
+
+
+def test_too_long_to_be_started(box: Any) -> None:
+    """A command that the kernel finds too long is an error, which takes nothing from the box for good."""
+
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{box.keeper}/fd"))
+
+    before = descriptors()
+    for _ in range(10):
+        with pytest.raises(SandboxError, match="could not be started: Argument list too long"):
+            box.run(["true", "x" * 200_000])
+    assert descriptors() < before + 10
+    assert box.apply() == []
+
+
+def test_missing_program_in_bytes(box: Any) -> None:
+    """A program that is not there is named, also where its name was given as bytes."""
+    with pytest.raises(FileNotFoundError, match="nosuch"):
+        box.run(b"nosuch")
+
+
+def applied(box: Any) -> Any:
+    """Apply what a box has changed, once all that runs in it has ended."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return box.apply()
+        except SandboxError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def test_ended_unseen(box: Any) -> None:
+    """A command whose end nobody has asked for is not in the way of what has to wait for it."""
+    box.popen(["true"])
+    assert applied(box) == []
+
+
+def test_cancelled_as_it_starts(box: Any) -> None:
+    """A command whose coroutine is cancelled before anybody has a handle of it is ended."""
+
+    async def main() -> None:
+        task = asyncio.create_task(box.run_async(["sleep", "60"], capture_output=True))
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert applied(box) == []
+
+
+def test_shell_with_a_job(box: Any) -> None:
+    """What a job in the background says behind a command's end, without a newline, keeps nobody waiting."""
+    with box.shell() as shell:
+        line = "printf first; sleep 0.2; (sleep 0.1; printf x; sleep 60) &"
+        assert shell.run(line, timeout=10, on_output=lambda _: time.sleep(0.6)).returncode == 0
+        assert shell.run("echo on").stdout.endswith("on\n")
