@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,7 @@ def clear(directory: str) -> None:
 def keep_keys(cleanup: contextlib.ExitStack, run_id: str) -> str:
     """Have TLS clients write down their keys until the end, and return the file: the user's own, if one is set."""
     path = os.environ.get(_VARIABLE)
-    if path is None:
+    if not path:  # which TLS clients take for none
         path = os.environ[_VARIABLE] = str(run_directory(run_id) / f"{KEYS_PREFIX}{os.getpid()}")
         cleanup.callback(os.environ.pop, _VARIABLE, None)
     return os.path.abspath(path)
@@ -65,4 +66,4 @@ def capture_line(session: Session, path: str, packets: int, missing: int) -> str
     """Return the line that tells of a file of packets."""
     path = os.path.relpath(path, session.config.invocation_params.dir)
     gaps = f", {missing} missing" if missing else ""
-    return f"capture: {path} ({packets} packets{gaps}): tshark -r {path}"
+    return f"capture: {path} ({packets} packets{gaps}): tshark -r {shlex.quote(path)}"

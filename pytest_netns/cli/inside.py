@@ -27,7 +27,7 @@ def shell(options: argparse.Namespace) -> int:
     """Become a shell in a leaf."""
     wanted = os.environ.get("SHELL", "")
     program = wanted if os.access(wanted, os.X_OK) else "/bin/sh"
-    return _become([program], options.leaf, greet=sys.stdin.isatty())
+    return _become([program], options.leaf, greet=sys.stdin is not None and sys.stdin.isatty())
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -12,8 +12,9 @@ __all__ = ["columns", "complain", "wants_colour", "write"]
 
 def write(text: str) -> None:
     """Write to standard output; a reader that has seen enough, as head(1) has, is no error."""
-    try:
-        sys.stdout.write(text + "\n")
+    encoding = sys.stdout.encoding or "utf-8"
+    try:  # a path may have bytes that are no text, and a terminal lacks signs that a test's name has
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit

@@ -16,6 +16,7 @@ _START_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) 
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*?)[ \t]*")
 _HOST: Final = re.compile(rb"([0-9A-Za-z_.-]+)(?::\d*)?")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?")
+_NUMBER: Final = re.compile(rb"[0-9]{1,18}")
 _MAX_LINE: Final = 8 * 1024
 _HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"proxy-connection"})
 
@@ -127,7 +128,7 @@ def _length(fields: tuple[_Field, ...]) -> int | None:
     if not lengths:
         return 0
     length = lengths.pop()
-    if lengths or not length.isdigit():
+    if lengths or not _NUMBER.fullmatch(length):
         raise _bad("a Content-Length that is no number, or several")
     return int(length)
 

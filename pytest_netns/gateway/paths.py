@@ -39,7 +39,7 @@ _UNUSED: Final = 10.0  # seconds in which whoever makes a directory has long sin
 
 def directory_of(run_id: str) -> Path:
     """Return where the directory of a run is, if there is one."""
-    return Path(tempfile.gettempdir(), f"{PREFIX}{geteuid()}", run_id)
+    return Path(os.path.abspath(tempfile.gettempdir()), f"{PREFIX}{geteuid()}", run_id)
 
 
 def run_directory(run_id: str) -> Path:

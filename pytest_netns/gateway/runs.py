@@ -17,6 +17,7 @@ from pytest_netns.errors import GatewayError, NetnsError
 from pytest_netns.gateway import protocol
 from pytest_netns.gateway.launch import dial
 from pytest_netns.gateway.paths import OBSERVERS_NAME, PREFIX, directory_of
+from pytest_netns.kernel import privilege
 
 __all__ = ["Entrance", "LeafRow", "Run", "RunEndedError", "command", "connect", "find", "live_runs", "short_id"]
 
@@ -183,7 +184,7 @@ def _started() -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid == os.geteuid():
                     words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
-                    if b"pytest_netns.gateway" in words[1:3]:
+                    if words[1:3] == [b"-m", b"pytest_netns.gateway"] and len(words) > 4:
                         yield Path(os.fsdecode(words[3]))
 
 
@@ -249,5 +250,5 @@ def command(action: str, run_id: str, leaf: str) -> list[str]:
     """Return a command that a user can give at any terminal of theirs, whatever is on the PATH there."""
     script = Path(sys.executable).with_name("pytest-netns")
     program = [str(script)] if script.exists() else [sys.executable, "-m", "pytest_netns"]
-    rights = ["sudo"] if os.geteuid() == 0 and "SUDO_USER" in os.environ else []
+    rights = ["sudo"] if privilege.is_root() and "SUDO_USER" in os.environ else []
     return [*rights, *program, action, f"{short_id(run_id)}/{leaf}"]

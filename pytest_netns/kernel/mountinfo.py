@@ -36,8 +36,8 @@ class Mount(NamedTuple):
 def mounts_below(path: str) -> list[Mount]:
     """List the mounts at or under the path, in the order in which they were made."""
     prefix = path.rstrip("/") + "/"
-    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        fields = [line.split(" ", 6) for line in file.read().splitlines()]
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        fields = [line.split(" ", 6) for line in file]  # a path may have all but a newline that Python ends lines at
     decoded = [(_unescape(target), options) for _, _, _, _, target, options, _ in fields]
     return [Mount(target, _flags(options)) for target, options in decoded if f"{target}/".startswith(prefix)]
 

@@ -117,7 +117,7 @@ class Collector:
             except NetnsError as error:
                 return f"the gateway does not tell what was tried, so {path} lacks it: {error}"
         try:
-            with open(path, "w", encoding="utf-8") as file:
+            with open(path, "w", encoding="utf-8", errors="replace") as file:
                 file.write(render(model(self._session, self.tests, self._began)))
         except OSError as error:
             return f"{path} cannot be written: {error.strerror}"

@@ -46,7 +46,8 @@ def model(session: Session, tests: Sequence[Tested], began: float) -> dict[str, 
 
 def _read(path: str | None) -> Iterator[Flow]:
     """Yield the flows that the gateway has written down."""
-    with contextlib.suppress(FileNotFoundError), open(path or "", encoding="utf-8") as file:
+    # Where the disk was full, it ends in the middle of a line.
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError), open(path or "", encoding="utf-8") as file:
         for line in file:
             record = json.loads(line)
             if record.pop("kind") == "flow":

@@ -6,6 +6,7 @@ import html
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from pytest_netns.closing import closing
 
@@ -32,4 +33,4 @@ def _lines(session: Session, page: str | None) -> Iterator[str]:
     own = session.outputs.report
     if own is not None:
         link = os.path.relpath(own, os.path.dirname(os.path.abspath(page))) if page else own
-        yield f'<p>netns: <a href="{html.escape(link)}">tests, networks and flows</a></p>'
+        yield f'<p>netns: <a href="{html.escape(quote(link))}">tests, networks and flows</a></p>'

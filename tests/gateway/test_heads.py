@@ -57,6 +57,7 @@ def test_incomplete_head_waits(size: int) -> None:
         (b"CONNECT a.localhost:1 HTTP/1.1\r\nHost: a.localhost", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1", 400),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"1" * 5000, 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked", 501),
         (b"PRI * HTTP/2.0", 505),

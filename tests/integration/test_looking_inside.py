@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 from runs import ROOT, Suite, requires
 from terminals import Terminal
+
+from pytest_netns.cli import output
 
 COMMAND = [sys.executable, "-m", "pytest_netns"]
 RESUME = r"go on: .* resume \w+/[\w-]+\r?\n"
@@ -351,3 +354,21 @@ def test_program_is_installed() -> None:
     program = Path(sys.executable).with_name("pytest-netns")
     text = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(word in text for word in ("doctor", "ps", "shell", "exec", "forward", "resume"))
+
+
+def test_others_that_name_the_gateway(tmp_path: Path) -> None:
+    """A program that has the gateway's name among its arguments is not taken for one."""
+    os.mkfifo(tmp_path / "pytest_netns.gateway")
+    with subprocess.Popen(["cat", "pytest_netns.gateway"], cwd=tmp_path) as cat:
+        try:
+            assert run("ps").returncode == 0
+        finally:
+            cat.kill()
+
+
+def test_signs_that_a_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a terminal can't show, as bytes of a path that are no text, is written in another way."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    output.write("caf\udce9 \u00fc")
+    assert written.getvalue() == b"caf\\udce9 \\xfc\n"

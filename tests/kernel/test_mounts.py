@@ -340,3 +340,12 @@ class TestSysfs:
             monkeypatch.setattr(syscalls, "mount", lambda *_: (_ for _ in ()).throw(KernelError(1, "refused")))
             assert not mounts.fresh_sysfs(mounts.Sysfs(0, ()))
         assert mountinfo.mounts_below("/sys") == before
+
+    @unshared
+    def test_paths_with_odd_signs(self, tmp_path: Path) -> None:
+        """A mount is found whatever its path has in it, and the others are, too."""
+        before, path = mountinfo.mounts_below("/"), tmp_path / "a\rb\x0cc\x85d\u2028e f\ng\\h"
+        path.mkdir()
+        with privilege.raised():
+            syscalls.mount("none", str(path), "tmpfs", 0)
+        assert [one.target for one in mountinfo.mounts_below("/") if one not in before] == [str(path)]

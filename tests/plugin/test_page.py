@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from places import Run
 
+from pytest_netns.gateway.flows import BLOCKED, Flow
+from pytest_netns.page.model import _read as read_flows
 from pytest_netns.page.render import render
 
 SUITE = """
@@ -208,3 +210,19 @@ def test_pytest_html(pytester: pytest.Pytester, run: Run) -> None:
     assert "<summary>netns: blocked attempts to leave</summary><pre>tcp 203.0.113.5:443: 1 time" in text
     assert 'href="../page.html"' in text
     assert "leaf main-t1" in text
+
+
+def test_directory_that_is_no_text(pytester: pytest.Pytester, run: Run) -> None:
+    """A page is written for a project whose directory has a name that is no text, too."""
+    pytester.makepyfile("def test_it(): pass")
+    root = pytester.mkdir(os.fsdecode(b"caf\xe9"))
+    run("-q", "--no-header", "--no-netns", "--netns-report=page.html", f"--rootdir={root}").assert_outcomes(passed=1)
+    assert [test["outcome"] for test in model_of(pytester.path / "page.html")["tests"]] == ["passed"]
+
+
+def test_flows_that_found_no_room(tmp_path: Path) -> None:
+    """What a full disk had no room for is missing from the page, and nothing else is."""
+    flow = Flow(1e9, "main-t1", "test_it", "tcp", None, "203.0.113.5", 443, BLOCKED)
+    line = json.dumps({"kind": "flow", **flow.to_dict()})
+    (tmp_path / "flows").write_text(f"{line}\n{line[:40]}")
+    assert list(read_flows(str(tmp_path / "flows"))) == [flow]

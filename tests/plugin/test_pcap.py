@@ -310,3 +310,17 @@ def test_handle(pytester: pytest.Pytester, run: Run, tshark: str) -> None:
     run("-W", "ignore::ResourceWarning", "--netns-marked").assert_outcomes(passed=1)
     rows = Reader(tshark, pytester.path / "saved.pcapng").fields("frame.interface_name", "udp.dstport")
     assert ["lo", "53"] in rows
+
+
+def test_directory_with_a_space(pytester: pytest.Pytester, run: Run) -> None:
+    """The command that a report gives can be pasted, whatever the directory is called."""
+    pytester.makepyfile("def test_it(): assert 0")
+    result = run("--netns", "--netns-pcap=on", "--netns-output=my results")
+    result.stdout.fnmatch_lines(["capture: * tshark -r 'my results/*/netns.pcapng'"])
+
+
+def test_no_file_of_keys(pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty SSLKEYLOGFILE is none, as TLS clients have it."""
+    monkeypatch.setenv("SSLKEYLOGFILE", "")
+    pytester.makepyfile("import os\ndef test_it(): assert os.path.isabs(os.environ['SSLKEYLOGFILE'])")
+    run("--netns", "--netns-pcap=on", "--netns-tls-keys").assert_outcomes(passed=1)
