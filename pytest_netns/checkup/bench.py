@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import ipaddress
 import os
 import socket
@@ -38,6 +37,15 @@ def naming(subject: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RefusedError(subject, error) from error
+
+
+@contextlib.contextmanager
+def _blaming() -> Iterator[None]:
+    """Say of a refused ruleset which part of it is to blame."""
+    try:
+        yield
+    except blame.CulpritError as culprit:
+        raise RefusedError(culprit.part, culprit) from culprit
 
 
 class Bench:
@@ -93,14 +101,10 @@ class Bench:
         """Load the ruleset of a leaf."""
         aliases = addressing.loopback(0)
         pairs = (aliases.worker, aliases.worker6), (aliases.test, aliases.test6)
-        try:
-            self._load(self._leaf, loopback.ruleset(_LEAF, *pairs))
-        except RefusedError as refusal:
-            if refusal.error.errno != errno.EPERM:
-                raise
-            self._load(self._leaf, loopback.ruleset(_LEAF, *pairs, tracked=True))
-            return "loaded, with address translation, as this kernel lets nobody but root rewrite packets"
-        return "loaded"
+        with _blaming():
+            tracked = loopback.load(lambda way: self._load(self._leaf, loopback.ruleset(_LEAF, *pairs, tracked=way)))
+        why = ", with address translation, as this kernel lets nobody but root rewrite packets"
+        return f"loaded{why if tracked else ''}"
 
     def hub_rules(self) -> str:
         """Load the ruleset of the hub, with whichever of the two queue expressions the kernel has."""
@@ -182,9 +186,9 @@ class Bench:
     def _hub_rules(self, *, native_queue: bool) -> RefusedError | None:
         """Return the refusal where it is for want of this kind of queue."""
         try:
-            self._load(
-                self._hub, nft_table.transaction(hub_ruleset.table(_RELAY_PORT, native_queue=native_queue).encode())
-            )
+            with _blaming():
+                table = hub_ruleset.table(_RELAY_PORT, native_queue=native_queue)
+                self._load(self._hub, nft_table.transaction(table.encode()))
         except RefusedError as refusal:
             if {"queue", "target"}.isdisjoint(refusal.subject.split(" + ")):
                 raise
@@ -194,7 +198,4 @@ class Bench:
     def _load(self, fd: int, ruleset: bytes) -> None:
         self._enter(fd)
         with privilege.raised(), contextlib.closing(NetlinkSocket(NETLINK_NETFILTER)) as channel:
-            try:
-                blame.load(channel, ruleset)
-            except blame.CulpritError as culprit:
-                raise RefusedError(culprit.part, culprit) from culprit
+            blame.load(channel, ruleset)

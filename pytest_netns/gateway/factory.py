@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from pytest_netns import addressing
 from pytest_netns.addressing import Addresses
 from pytest_netns.errors import KernelError
-from pytest_netns.gateway import hub, recipes
+from pytest_netns.gateway import hub, loopback, recipes
 from pytest_netns.gateway.recipes import Recipe, Wiring
 from pytest_netns.kernel import mounts, patience, syscalls
 from pytest_netns.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
@@ -166,15 +166,13 @@ class Factory:
             packet_filter.close()
 
     def _load_ruleset(self, packet_filter: NetlinkSocket, wiring: Wiring, own: dict[bytes, bytes]) -> None:
-        what = "load a leaf's nftables ruleset"
-        try:
-            packet_filter.request(self._recipe(wiring).ruleset.filled(own), what)
-        except KernelError as error:
-            if error.errno != errno.EPERM or self._tracked:
-                raise
-            self._tracked = True
-            self._recipes.clear()
-            packet_filter.request(self._recipe(wiring).ruleset.filled(own), what)
+        def send(tracked: bool) -> None:
+            if tracked is not self._tracked:
+                self._tracked = tracked
+                self._recipes.clear()
+            packet_filter.request(self._recipe(wiring).ruleset.filled(own), "load a leaf's nftables ruleset")
+
+        loopback.load(send, tracked=self._tracked)
 
     def _recipe(self, wiring: Wiring) -> Recipe:
         recipe = self._recipes.get(wiring)

@@ -6,11 +6,14 @@ hub alone.
 
 from __future__ import annotations
 
-from socket import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP
+import errno
+from collections.abc import Callable
+from socket import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Final
 
 from pytest_netns import addressing
 from pytest_netns.addressing import ETH0_INDEX, LO_INDEX, Addresses
+from pytest_netns.errors import KernelError
 from pytest_netns.gateway.hub_ruleset import NAME, Address
 from pytest_netns.kernel import nft, nft_table
 from pytest_netns.kernel.nft import ACCEPT, DROP, Rule
@@ -18,6 +21,7 @@ from pytest_netns.kernel.nft_table import Chain, Table
 
 _UNTRACKED: Final = 64
 _PEER_ZONE, _OWN_ZONE = 1, 2
+_SENT_AGAIN: Final = 0x6E74  # what is not readdressed comes back, a lone reset say: it must not go round for ever
 _PRIORITY_RAW: Final = -300
 _PRIORITY_DSTNAT: Final = -100
 _PRIORITY_SRCNAT: Final = 100
@@ -39,10 +43,30 @@ def ruleset(
     return nft_table.transaction(b"".join(one.encode() for one in tables))
 
 
+def load(send: Callable[[bool], object], *, tracked: bool = False) -> bool:
+    """Load a leaf's ruleset in the way that this kernel takes; return whether that is the ``tracked`` one.
+
+    Args:
+        send: loads it, in that way if it is given True.
+        tracked: whether it is known already that the other way is refused.
+
+    Raises:
+        KernelError: the kernel refuses both, or one for another reason than that it may not be.
+    """
+    try:
+        send(tracked)
+    except KernelError as error:
+        if tracked or error.errno != errno.EPERM:
+            raise
+        send(True)
+        return True
+    return tracked
+
+
 def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     """Share loopback with the peer, for one address family.
 
-    A packet to 127.0.0.1 or ::1 that no socket in this namespace would take is readdressed, without
+    A packet by TCP or UDP to 127.0.0.1 or ::1 that no socket in this namespace would take is readdressed, without
     connection tracking, and sent to the hub (``dup`` and drop, since a packet on ``lo`` is past
     routing); the answer is put back on the same way. A listener in the leaf is therefore always
     served first, unless the client's mark says that it is not meant, and where the peer has none
@@ -60,7 +84,7 @@ def _loopback_table(own: Address, peer: Address, alias: Address) -> Table:
     ]
     inner_home = nft.rewrite_icmp_inner(loopback.packed, loopback.packed)
     share: list[Rule] = [
-        [*inside, *icmp, ACCEPT],
+        _its_own(inside),
         # A service that is bound to loopback alone answers at the leaf's address too: from inside, by TCP, here.
         [*own_tcp, *nft.has_socket(), ACCEPT],
         [*own_tcp, *_source(own), *nft.rewrite_address(loopback.packed, destination=True), ACCEPT],
@@ -90,9 +114,13 @@ def _tracked_table(own: Address, peer: Address, alias: Address) -> Table:
     itself = [*_source(own), *_destination(own)]
     in_peers, in_own = ([*nft.set_ct_zone(zone), ACCEPT] for zone in (_PEER_ZONE, _OWN_ZONE))
     share: list[Rule] = [
-        [*inside, *icmp, ACCEPT],
+        _its_own(inside),
         [*inside, *nft.l4proto(IPPROTO_TCP), *itself, *nft.has_socket(), ACCEPT],
-        [*inside, *nft.l4proto(IPPROTO_TCP), *itself, *nft.dup_to(loopback.packed, LO_INDEX), DROP],
+        [*inside, *nft.l4proto(IPPROTO_TCP), *itself, *nft.mark(_SENT_AGAIN), ACCEPT],
+        [
+            *[*inside, *nft.l4proto(IPPROTO_TCP), *itself, *nft.set_mark(_SENT_AGAIN)],
+            *[*nft.dup_to(loopback.packed, LO_INDEX), DROP],
+        ],
         *_never_shared([*inside, *both], own),
         [*inside, *both, *nft.mark(addressing.PEER_MARK, equal=False), *nft.has_socket(), ACCEPT],
         [*inside, *both, *nft.dup_to(gateway.packed, ETH0_INDEX), DROP],
@@ -135,6 +163,11 @@ def _arriving(own: Address, alias: Address, loopback: Address) -> list[Chain]:
         Chain("redirect", nft.PREROUTING, _PRIORITY_DSTNAT, redirect, kind="nat"),
         Chain("disguise", nft.INPUT, _PRIORITY_SRCNAT, disguise, kind="nat"),
     ]
+
+
+def _its_own(inside: Rule) -> Rule:
+    """Leave what is neither TCP nor UDP in the leaf: nobody can tell whether a socket, a raw one say, would take it."""
+    return [*inside, *nft.l4proto(IPPROTO_TCP, equal=False), *nft.l4proto(IPPROTO_UDP, equal=False), ACCEPT]
 
 
 def _never_shared(here: Rule, own: Address) -> list[Rule]:

@@ -81,9 +81,9 @@ def oif(index: int) -> Rule:
     return meta("oif", struct.pack("=I", index))
 
 
-def l4proto(protocol: int) -> Rule:
+def l4proto(protocol: int, *, equal: bool = True) -> Rule:
     """Match the transport protocol's number."""
-    return meta("l4proto", bytes([protocol]))
+    return meta("l4proto", bytes([protocol]), equal=equal)
 
 
 def nfproto(packed: bytes) -> int:

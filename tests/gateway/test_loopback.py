@@ -8,10 +8,14 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from packets import ACK, RST, SYN, tcp
 from traffic import DATAGRAM, STREAM, attempt, dial, echo, exchange, listen, port_of, transfer
 from worlds import TRACKING, Visit, World, at, inside, new_world
+
+from pytest_netns.kernel import privilege
 
 BOTH = pytest.mark.parametrize("server", ["worker", "test"])
 HOSTS = pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -92,6 +96,26 @@ def test_largest_datagram_from_inside(world: World, host: str, name: str) -> Non
 @inside
 @HOSTS
 @pytest.mark.parametrize("name", ["leaf", "worker"])
+@pytest.mark.parametrize("protocol", [socket.IPPROTO_UDPLITE, socket.IPPROTO_SCTP, 253], ids=["udplite", "sctp", "253"])
+def test_other_protocols_from_inside(world: World, host: str, name: str, protocol: int) -> None:
+    """What is neither TCP nor UDP reaches a raw socket of the same leaf, and none of the peer's."""
+    visit = Visit(world)
+    family, peer = socket.AF_INET6 if ":" in host else socket.AF_INET, visit.worker if name == "leaf" else visit.leaf
+    data = os.urandom(20)
+    with privilege.raised(), at(getattr(visit, name)), socket.socket(family, socket.SOCK_RAW, protocol) as server:
+        server.settimeout(5)
+        with at(peer), socket.socket(family, socket.SOCK_RAW, protocol) as other:
+            with at(getattr(visit, name)), socket.socket(family, socket.SOCK_RAW, protocol) as client:
+                client.sendto(data, (host, 0))
+            assert server.recv(100)[-len(data) :] == data
+            other.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                other.recv(100)
+
+
+@inside
+@HOSTS
+@pytest.mark.parametrize("name", ["leaf", "worker"])
 def test_own_address_from_inside(world: World, host: str, name: str) -> None:
     """A service bound to loopback alone answers at its leaf's own address there, too; where none is, it is refused."""
     visit = Visit(world)
@@ -108,6 +132,28 @@ def test_own_address_from_inside(world: World, host: str, name: str) -> None:
         everywhere = listen(address, port_of(listener))
         dial(address, port_of(listener))
         assert everywhere.accept()[1][0] == address
+
+
+@inside
+@HOSTS
+@pytest.mark.parametrize("flags", [ACK, RST, RST | ACK, SYN | ACK])
+def test_lone_segment_to_own_address(world: World, host: str, flags: int) -> None:
+    """A segment of no connection from a leaf's own address to itself goes over its loopback once, not for ever."""
+    leaf = Visit(world).leaf
+    own = leaf.ipv6 if ":" in host else leaf.ipv4
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with at(leaf), privilege.raised(), socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.bind((own, 0))
+        before = _packets()
+        raw.sendto(tcp((own, own), 4002, flags, source_port=4001), (own, 0))
+        time.sleep(0.02)
+        seen = _packets() - before
+        assert 0 < seen < 10
+
+
+def _packets() -> int:
+    """Return how many packets have come in by loopback here."""
+    return int(Path("/proc/thread-self/net/dev").read_text(encoding="ascii").partition("lo:")[2].split()[1])
 
 
 @inside
