@@ -1,7 +1,8 @@
 """What name resolution in a leaf is told: pure functions from the host's files to the leaf's.
 
 /etc/hosts keeps the host's lines for addresses that lead nowhere else (loopback, multicast,
-unspecified). Lines for other machines are left out, so that these names are asked of the hub's
+unspecified), so ``localhost`` has the families that it has on the host: a server that is told to listen there
+takes the same clients. Lines for other machines are left out, so that these names are asked of the hub's
 name server: rules name hosts, and the gateway consults the host's own file when it connects.
 """
 
@@ -19,14 +20,14 @@ _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 
 def hosts(host_text: str, hostname: str) -> str:
-    """Make a leaf's /etc/hosts from the host's: local lines, ``localhost`` twice, the machine's own name."""
+    """Make a leaf's /etc/hosts from the host's: local lines, ``localhost``, the machine's own name."""
     kept = [line for line, address, _ in _entries(host_text) if _leads_nowhere(address)]
     own = [(address.version, names) for _, address, names in _entries(host_text) if address.is_loopback]
     known = {(version, name) for version, names in own for name in names}
+    if not {(4, "localhost"), (6, "localhost")} & known:
+        kept.append("::1 localhost ip6-localhost ip6-loopback")
     if (4, "localhost") not in known:
         kept.insert(0, "127.0.0.1 localhost")
-    if (6, "localhost") not in known:
-        kept.append("::1 localhost ip6-localhost ip6-loopback")
     if (4, hostname.lower()) not in known and _NAME.fullmatch(hostname):
         kept.append(f"127.0.0.1 {hostname}")
     return "\n".join(kept) + "\n"

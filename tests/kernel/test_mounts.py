@@ -212,6 +212,14 @@ class TestTemplate:
         assert (ETC / "hosts").read_text() == text
 
     @unshared
+    def test_localhost_is_the_hosts(self) -> None:
+        """Where the host has it for IPv4 alone, what is told to listen there takes IPv4 inside, too."""
+        pretend(ETC, hosts="127.0.0.1 localhost\n::1 ip6-localhost ip6-loopback\n")
+        prepare(None)
+        named = [line for line in (ETC / "hosts").read_text().splitlines() if "localhost" in line.split()]
+        assert named == ["127.0.0.1 localhost"]
+
+    @unshared
     @pytest.mark.parametrize("target", ["/run/net/resolv.conf", "/run/net/deep/er/resolv.conf", "/etc/elsewhere"])
     def test_dangling_link(self, target: str) -> None:
         """A resolv.conf that links to what is missing leads to a private file, and its neighbours stay usable."""
