@@ -53,6 +53,8 @@ _AT_MOST: Final = 20
 
 RECORD = pytest.StashKey["Record"]()
 
+_geteuid = getattr(os, "geteuid", int)  # a test may have replaced it, and Windows has none
+
 
 class NetnsWarning(pytest.PytestWarning):
     """A test left something behind that outlives its network, or would have."""
@@ -217,7 +219,7 @@ def header(settings: Settings, page: str | None = None) -> str:
     if settings.mode is Mode.OFF:
         return "netns: off"
     tests = {Mode.ALL: "every test", Mode.MARKED: "tests that ask"}[settings.mode]
-    rights = "root" if os.geteuid() == 0 else "rootless"
+    rights = "root" if _geteuid() == 0 else "rootless"
     words = [f"{settings.mode.value} ({tests})", f"scope {settings.scope.word}", f"port {settings.port}", rights]
     if settings.egress is not EgressMode.BLOCK:
         words.append(f"egress {settings.egress.value}")

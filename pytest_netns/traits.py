@@ -29,7 +29,8 @@ _TIMERS: Final = {
 
 # A test may have replaced them.
 _getsignal, _setsignal, _setitimer, _umask = _signal.getsignal, _signal.signal, signal.setitimer, os.umask
-_sigmask, _sigpending, _sigtimedwait = _signal.pthread_sigmask, _signal.sigpending, _signal.sigtimedwait
+_sigmask, _sigpending = _signal.pthread_sigmask, _signal.sigpending
+_sigtimedwait: Any = getattr(_signal, "sigtimedwait", None)  # which macOS lacks, where nothing is isolated
 
 
 class Change(NamedTuple):

@@ -68,6 +68,8 @@ def read() -> Machine:
 
 
 def _linux(common: Machine) -> Machine:
+    from pytest_netns.kernel import privilege  # noqa: PLC0415 - it is Linux's
+
     release = os.uname().release
     status = _pairs(_text("/proc/thread-self/status"), ":")
     system = _pairs(_text("/etc/os-release"), "=")
@@ -76,7 +78,7 @@ def _linux(common: Machine) -> Machine:
         release=release,
         name=system.get("PRETTY_NAME", ""),
         distributions=tuple(f"{system.get('ID', '')} {system.get('ID_LIKE', '')}".split()),
-        root=os.geteuid() == 0,
+        root=privilege.is_root(),
         capabilities=int(status.get("CapEff", "0"), 16),
         container=_container(),
         apparmor=_apparmor(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from places import HOST, ROOT, Places, Run
 
@@ -295,3 +297,20 @@ def test_module_of_pythons_name(pytester: pytest.Pytester, run: Run, name: str, 
     pytester.path.joinpath("tests", f"{name}.py").write_text("HELPER = 1\n")
     pytester.path.joinpath("tests", "test_it.py").write_text("def test_it(netns_sandbox, netns): pass\n")
     run(mode, "tests").assert_outcomes(passed=1)
+
+
+def test_without_what_macos_lacks(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be isolated, who asks for nothing does not notice, and others are told the reason."""
+    program = """
+        import _signal, ctypes.util, socket, subprocess, sys
+        import pytest
+        del _signal.sigtimedwait
+        sys.platform = "darwin"
+        sys.exit(pytest.main(["-p", "pytest_netns.plugin", *sys.argv[1:]]))
+    """
+    pytester.makepyfile(on_macos=program, test_it="def test_it(): pass")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.run(sys.executable, "on_macos.py").assert_outcomes(passed=1)
+    pytester.run(sys.executable, "on_macos.py", "--netns", "--netns-unsupported=skip").assert_outcomes(skipped=1)
+    refused = pytester.run(sys.executable, "on_macos.py", "--netns")
+    refused.stderr.fnmatch_lines(["*network namespaces are a feature of Linux, and this is darwin*"])
