@@ -42,11 +42,15 @@ def attend(session: Session) -> None:
 
 
 def hint(config: pytest.Config) -> None:
-    """Write how to look into the current test's leaf from another terminal."""
-    namespace, terminal = _namespace(config), _terminal(config)
-    if namespace is not None and terminal is not None:
-        words = _command("shell", config.stash[SESSION].run_id, namespace.name)
-        terminal.write_line(f"netns: in {namespace.name}; from another terminal: {words}")
+    """Write which leaf the process is in, and how to look into it from another terminal."""
+    session, terminal = config.stash.get(SESSION, None), _terminal(config)
+    stay = session.stay if session is not None else None
+    if session is None or stay is None or terminal is None:
+        return
+    place = stay.traveller.place  # a fixture that outlives the test is debugged in the worker's network
+    if place is not stay.host and place.name is not None:
+        words = _command("shell", session.run_id, place.name)
+        terminal.write_line(f"netns: in {place.name}; from another terminal: {words}")
 
 
 def _namespace(config: pytest.Config) -> Namespace | None:

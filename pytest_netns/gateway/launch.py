@@ -167,7 +167,7 @@ def finish(begun: Begun) -> bool:
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()  # it has given way to the gateway long since, which is nobody's child
     if report is None:
-        raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s\n{_log(begun)}")
+        raise GatewayError(f"the gateway did not start within {START_TIMEOUT:.0f} s{SILENCE}\n{_log(begun)}")
     if report.get("error"):
         raise _start_error(report, _log(begun))
     return bool(report["serves"])

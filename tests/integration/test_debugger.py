@@ -72,6 +72,30 @@ def test_prompts_are_in_the_leaf(suite: Suite) -> None:
     ]
 
 
+def test_a_broader_fixture_is_in_the_workers_leaf(suite: Suite) -> None:
+    """At a breakpoint in a fixture that outlives the test, the prompt says that it is in the worker's leaf."""
+    suite.write(
+        test_suite="""
+import pytest
+
+@pytest.fixture(scope="session")
+def server():
+    breakpoint()
+
+def test_asks(server):
+    pass
+"""
+    )
+    terminal = Terminal(suite.command("--netns"), suite.path)
+    terminal.expect(r"\(Pdb\) ")
+    assert "netns: in main; from another terminal: " in terminal.seen
+    assert terminal.evaluate("__import__('os').environ['PYTEST_NETNS']") == "'main'"
+    terminal.write("c")
+    terminal.expect("1 passed")
+    assert terminal.end() == pytest.ExitCode.OK
+    suite.assert_nothing_left()
+
+
 def test_quit(suite: Suite) -> None:
     """Who leaves the debugger with ``q`` ends the run, and leaves nothing."""
     suite.write(test_suite=SUITE)
