@@ -64,7 +64,7 @@ class Admission:
         name = self._names.name_of(destination)
         decision = policy.decide(leaf.policy, flow.protocol_name, destination, flow.destination_port, name)
         if decision.verdict is Verdict.BLOCK:
-            why = policy.why_never(flow.protocol_name, destination) if name is None else None
+            why = policy.why_never(flow.protocol_name, destination)
             self._record(leaf, flow, name, BLOCKED, reason=why)
             return MARK_BLOCKED
         return self._let_through(leaf, flow, name, decision.rule)

@@ -17,9 +17,11 @@ import dns.message
 import dns.query
 import dns.rcode
 import pytest
+from outside import new_name
 from pyroute2 import IPRoute
 from traffic import DATAGRAM, STREAM, attempt, dial, listen, opened, port_of
 from worlds import HOSTS, Visit, Witness, World, at, inside, nothing_arrived, peer_pid, sent_packets, wait_until
+from zone import Zone
 
 from pytest_netns.gateway.client import LeafGrant
 from pytest_netns.gateway.flows import Flow
@@ -118,6 +120,20 @@ def test_ping(world: World, name: str, host: str) -> None:
     assert (flow.protocol, flow.address, flow.port, flow.verdict) == ("icmp", host, None, "blocked")
     assert (flow.reason, flow.allow) == ("only TCP and UDP can be let out", None)
     assert witness.seen() == []
+
+
+@inside
+def test_ping_by_name(world: World) -> None:
+    """A ping of a name that is allowed is refused with the same reason."""
+    name = new_name()
+    Zone(world, {name: HOSTS})
+    visit = Visit(world, rules=[name])
+    with at(visit.leaf):
+        ping = socket.socket(socket.AF_INET, DATAGRAM, socket.IPPROTO_ICMP)
+        ping.connect((name, 0))
+        ping.send(struct.pack("!BBHHH", 8, 0, 0, 1, 1))
+    (flow,) = visit.flows(visit.leaf)
+    assert (flow.endpoint, flow.reason, flow.allow) == (f"icmp {name}", "only TCP and UDP can be let out", None)
 
 
 @inside
