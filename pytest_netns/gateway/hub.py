@@ -5,6 +5,7 @@ All of this runs once, in the factory's thread, which lives in the hub.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -25,6 +26,8 @@ _MAIN_TABLE: Final = 254
 _RELAY_TABLE: Final = 100
 _IP_TRANSPARENT: Final = 19
 _IPV6_TRANSPARENT: Final = 75
+_ROOM: Final = 4 << 20
+_SO_RCVBUFFORCE: Final = 33
 _BACKLOG: Final = 65535
 
 # The hub's own namespace only; nothing here reaches the host.
@@ -195,6 +198,10 @@ def _bound(kind: int, port: int) -> socket.socket:
     opened.bind((str(addressing.GATEWAY), port))
     if kind == socket.SOCK_STREAM:
         opened.listen(_BACKLOG)
+    else:  # a question that is dropped is asked again after five seconds
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
+        with contextlib.suppress(PermissionError):  # as root, beyond what net.core.rmem_max lets anybody have
+            opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
     opened.setblocking(False)
     return opened
 
