@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from pytest_netns.errors import KernelError
 from pytest_netns.gateway import heads, pages
+from pytest_netns.gateway.accepting import accept
 from pytest_netns.gateway.flows import Volume
 from pytest_netns.gateway.heads import Body, Head, RequestError
 from pytest_netns.gateway.publish import listen
@@ -76,10 +77,9 @@ class Browsing:
         return self._listener.getsockname()[1]  # type: ignore[no-any-return]
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            client, _ = listener.accept()
-            client.setblocking(False)
-            self._spawn(self._serve(client))
+        accepted = accept(listener, self._accept, listener)
+        if accepted is not None:
+            self._spawn(self._serve(accepted[0]))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

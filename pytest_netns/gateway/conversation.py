@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from pytest_netns.errors import NetnsError, describe
 from pytest_netns.gateway import protocol
+from pytest_netns.gateway.accepting import accept
 from pytest_netns.gateway.protocol import Message
 from pytest_netns.gateway.worker import Worker
 
@@ -27,7 +28,6 @@ Operation: TypeAlias = Callable[..., "Reply | Awaitable[Reply] | None"]
 
 _SO_PEERCRED: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid; see unix(7)
 _FIRST_CLIENT_TIMEOUT: Final = 30.0  # seconds
-_BREATHER: Final = 0.1  # seconds
 _PAGE_BYTES: Final = 64 * 1024
 _REFUSED: Final = (NetnsError, OSError, KeyError, TypeError, ValueError)
 
@@ -107,16 +107,12 @@ class Clients:
             self._ended.set()
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except OSError:  # out of descriptors, perhaps: the client waits until some are free
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(listener)
-            loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
+        accepted = accept(listener, self._accept, listener)
+        if accepted is None:
             return
+        connection, _ = accepted
         try:
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
-            connection.setblocking(False)
         except OSError:  # who it is can't be told
             connection.close()
             return

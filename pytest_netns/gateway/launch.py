@@ -54,7 +54,7 @@ def dial(run_dir: Path, name: str = SOCKET_NAME, timeout: float = TIMEOUT) -> _s
         answer, _ = protocol.receive(connection)
     except BlockingIOError:
         connection.close()
-        raise GatewayError(f"the gateway in {run_dir} did not answer within {TIMEOUT:.0f} s{SILENCE}") from None
+        raise GatewayError(f"the gateway in {run_dir} did not answer within {timeout:.0f} s{SILENCE}") from None
     except OSError as error:
         connection.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):

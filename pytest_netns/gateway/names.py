@@ -16,7 +16,7 @@ from pytest_netns.rules import EgressRule
 # Blocks that are not announced to the internet, so that hardly any rule names them. The first that none does is used.
 BLOCKS: Final = tuple(ipaddress.IPv4Network(block) for block in ("28.0.0.0/8", "29.0.0.0/8", "30.0.0.0/8"))
 # Of 2d00::/8, which IANA has not assigned to anybody.
-_IPV6: Final = ipaddress.IPv6Network("2d6e:6574:6e73::/48")
+BLOCK6: Final = ipaddress.IPv6Network("2d6e:6574:6e73::/48")
 _SLOTS: Final = (1 << 24) - 2
 _KEPT: Final = 1 << 16
 
@@ -37,7 +37,7 @@ class Names:
         if known is None:
             slot = self._made % _SLOTS + 1
             self._made += 1
-            known = self._by_name[name] = _unnamed(rules)[slot], _IPV6[slot]
+            known = self._by_name[name] = _unnamed(rules)[slot], BLOCK6[slot]
             self._by_address.update(dict.fromkeys(known, name))
             if len(self._by_name) > _KEPT:
                 self._forget(next(iter(self._by_name)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -15,10 +16,11 @@ from typing import Final, TypeAlias
 
 from pytest_netns import addressing, policy
 from pytest_netns.gateway import boxes, dns
+from pytest_netns.gateway.accepting import accept
 from pytest_netns.gateway.dns import Question
 from pytest_netns.gateway.flows import BLOCKED, Flow, FlowLog
 from pytest_netns.gateway.hub import Hub
-from pytest_netns.gateway.names import BLOCKS, Names
+from pytest_netns.gateway.names import BLOCK6, BLOCKS, Names
 from pytest_netns.gateway.questions import Questions
 from pytest_netns.gateway.resolver import LookupFailedError, Resolver
 from pytest_netns.gateway.worker import LiveLeaf
@@ -31,18 +33,25 @@ _PORT: Final = 53
 _DATAGRAM: Final = 65535
 _TIMEOUT: Final = 10.0  # seconds; a client of the TCP service that says nothing is hung up on
 _CLIENTS: Final = 64  # of the TCP service, at once, from one leaf
-_BREATHER: Final = 0.1  # seconds
 _TTL: Final = 5  # seconds
 _AT_ONCE: Final = 32
 _ADDRESSES: Final = (dns.A, dns.AAAA, dns.HTTPS, dns.SVCB)
 _ONLY_ADDRESSES: Final = "only addresses are looked up"
-_OWN_REVERSE_ZONES: Final = (
-    ".18.198.in-addr.arpa",
-    ".19.198.in-addr.arpa",
-    ".127.in-addr.arpa",
-    ".ip6.arpa",
-    *(f".{block.network_address.packed[0]}.in-addr.arpa" for block in BLOCKS),
+_OWN_NETWORKS: Final = (
+    *("198.18.0.0/16", "198.19.0.0/16", "127.0.0.0/8", "::/124", "fe80::/12"),
+    *map(str, (addressing.LEAVES6, *BLOCKS, BLOCK6)),
 )
+
+
+def _reverse_zone(text: str) -> str:
+    """Return what the names for reverse look-ups end in; the network has whole bytes, or half ones in IPv6."""
+    network = ipaddress.ip_network(text)
+    labels = network.network_address.reverse_pointer.split(".")
+    each = 8 if network.version == 4 else 4
+    return "." + ".".join(labels[(network.max_prefixlen - network.prefixlen) // each :])
+
+
+_OWN_REVERSE_ZONES: Final = tuple(map(_reverse_zone, _OWN_NETWORKS))
 
 
 class NameServer:
@@ -113,7 +122,7 @@ class NameServer:
             return None
         if leaf is None:
             return dns.refuse(question, "the test is over")
-        if question.kind == dns.PTR and question.name.endswith(_OWN_REVERSE_ZONES):
+        if question.kind == dns.PTR and question.name.lower().endswith(_OWN_REVERSE_ZONES):
             return dns.refuse(question)
         name = normal_name(question.name)
         if name is not None and question.is_lookup and is_loopback(name):  # /etc/hosts has it without a final dot only
@@ -168,15 +177,10 @@ class NameServer:
 
     def _accept(self) -> None:
         """Take a client on; one too many from the same leaf has the oldest hung up on."""
-        loop = asyncio.get_running_loop()
-        try:
-            connection, client = self._hub.dns_tcp.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        accepted = accept(self._hub.dns_tcp, self._accept)
+        if accepted is None:
             return
-        except OSError:  # out of descriptors: clients wait until some are free
-            loop.remove_reader(self._hub.dns_tcp)
-            loop.call_later(_BREATHER, loop.add_reader, self._hub.dns_tcp, self._accept)
-            return
+        connection, client = accepted
         leaf = self._leaf_of(client[0])
         if leaf is None:
             connection.close()
@@ -193,7 +197,6 @@ class NameServer:
             if not clients and self._clients.get(leaf) is clients:
                 del self._clients[leaf]
 
-        connection.setblocking(False)
         task = self._spawn(self._serve_client(connection, client))
         clients[task] = None
         task.add_done_callback(finish)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_netns.errors import KernelError
+from pytest_netns.gateway.accepting import accept
 from pytest_netns.gateway.relay import Relay
 from pytest_netns.gateway.worker import LiveLeaf
 
@@ -71,9 +71,8 @@ class Publisher:
             self.close_port(host_port)
 
     def _accept(self, listener: socket.socket, addresses: tuple[str, str], port: int) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            client, _ = listener.accept()
-            client.setblocking(False)
-            task = asyncio.create_task(self._relay.forward(client, addresses, port))
+        accepted = accept(listener, self._accept, listener, addresses, port)
+        if accepted is not None:
+            task = asyncio.create_task(self._relay.forward(accepted[0], addresses, port))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, Final
 
 from pytest_netns.gateway import datagrams, icmp, listeners, packet
+from pytest_netns.gateway.accepting import rest
 from pytest_netns.gateway.datagrams import Claim
 from pytest_netns.gateway.dials import CUT_SHORT, Dials, InHub, Rules, Target, dial, socket_for
 from pytest_netns.gateway.factory import Leaf
@@ -27,7 +28,6 @@ from pytest_netns.gateway.pump import carry, reset
 from pytest_netns.gateway.upstreams import Passage, Upstream, Upstreams
 from pytest_netns.policy import Policy
 
-_BREATHER: Final = 0.1
 _SHARE: Final = 4  # a leaf may hold one in so many of the gateway's descriptors
 
 
@@ -193,9 +193,7 @@ class Relay:
         except OSError as error:  # out of descriptors
             if self._upstreams.give_up_one(error.strerror or str(error)):  # whose descriptor it gets then
                 return
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(listener)
-            loop.call_later(_BREATHER, loop.add_reader, listener, self._accept, listener)
+            rest(listener, self._accept, listener)
             return
         key = peer[0], peer[1], destination[0], destination[1]
         waiting = self._upstreams.take(key)

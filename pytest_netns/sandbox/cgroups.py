@@ -118,7 +118,8 @@ def sweep(groups: Mapping[str, Group]) -> None:
         with contextlib.suppress(OSError):
             for name in os.listdir(path):
                 if name.startswith(_PREFIX) and not os.path.exists(f"/proc/{name.split('-')[2]}"):
-                    os.rmdir(os.path.join(path, name))
+                    with contextlib.suppress(OSError):
+                        os.rmdir(os.path.join(path, name))
 
 
 def _own() -> Iterator[tuple[str, str]]:
@@ -131,7 +132,7 @@ def _own() -> Iterator[tuple[str, str]]:
 
 def _mounts() -> Iterator[tuple[str, int, list[str]]]:
     """Yield where hierarchies are mounted, of which version, with which controllers."""
-    for line in _read("/proc/self/mountinfo").splitlines():
+    for line in _read("/proc/self/mountinfo").removesuffix("\n").split("\n"):  # paths may have other ends of lines
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         root, target = left.split(" ")[3:5]
@@ -181,7 +182,7 @@ def _set(group: Group, limit: str, value: float) -> None:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             return file.read()
     except OSError:
         return ""
