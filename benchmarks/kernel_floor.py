@@ -5,6 +5,7 @@ What is recorded are the factory's own calls as it makes leaves, so the replay c
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -131,6 +132,7 @@ def build(folder: Path) -> Path:
 def prepare(leaves: int) -> tuple[Path, Path]:
     """Return the program and a script for that many leaves, in a folder of their own."""
     folder = Path(tempfile.mkdtemp(prefix="netns-floor-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     script = folder / "script"
     subprocess.run([sys.executable, __file__, script, str(leaves)], check=True)
     return build(folder), script
