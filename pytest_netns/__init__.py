@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from pytest_netns.gateway.flows import Flow
     from pytest_netns.namespace import Namespace
+    from pytest_netns.report import NetnsWarning
     from pytest_netns.rules import EgressRule, RuleError
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.changes import Change
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.process import SandboxProcess
     from pytest_netns.sandbox.shell import Shell
     from pytest_netns.service import ServicePort
+    from pytest_netns.settings import SettingsError
+    from pytest_netns.sysctl import UnknownSysctlError
 
 __all__ = [
     "Capture",
@@ -42,6 +45,7 @@ __all__ = [
     "Namespace",
     "NamespaceClosedError",
     "NetnsError",
+    "NetnsWarning",
     "Packet",
     "RuleError",
     "Sandbox",
@@ -49,7 +53,9 @@ __all__ = [
     "SandboxProcess",
     "ServiceNotReadyError",
     "ServicePort",
+    "SettingsError",
     "Shell",
+    "UnknownSysctlError",
     "UnsupportedError",
     "Usage",
 ]
@@ -62,12 +68,15 @@ _HOMES = {
     "EgressRule": "rules",
     "Flow": "gateway.flows",
     "Namespace": "namespace",
+    "NetnsWarning": "report",
     "Packet": "capture",
     "RuleError": "rules",
     "Sandbox": "sandbox.box",
     "SandboxProcess": "sandbox.process",
     "ServicePort": "service",
+    "SettingsError": "settings",
     "Shell": "sandbox.shell",
+    "UnknownSysctlError": "sysctl",
     "Usage": "sandbox.done",
 }
 

@@ -118,7 +118,7 @@ def _about_threads() -> list[str]:
     """Say who keeps the process from entering a user namespace, which only one without threads can."""
     started = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if started:
-        fix = "python -m pytest --netns -p no:<the plugin that starts it>"
+        fix = "python -m pytest --netns, in a process of its own, with -p no:<the plugin> if a plugin starts them"
     else:
         fix = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m pytest --netns"
     return [

@@ -66,4 +66,4 @@ def capture_line(session: Session, path: str, packets: int, missing: int) -> str
     """Return the line that tells of a file of packets."""
     path = os.path.relpath(path, session.config.invocation_params.dir)
     gaps = f", {missing} missing" if missing else ""
-    return f"capture: {path} ({packets} packets{gaps}): tshark -r {shlex.quote(path)}"
+    return f"capture: {path} ({packets} packet{'s' * (packets != 1)}{gaps}): tshark -r {shlex.quote(path)}"

@@ -73,7 +73,7 @@ def _empty(option: str, given: str | None, path: str) -> None:
             pass
     except OSError as error:
         remedy = "name a file that can be written"
-        if isinstance(error, FileNotFoundError):
+        if not os.path.isdir(os.path.dirname(path)):
             remedy = f"make the directory {os.path.dirname(path)}, or name another"
         raise SettingsError(f"{option}: {given!r} cannot be written: {error.strerror}; {remedy}") from None
 

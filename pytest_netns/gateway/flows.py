@@ -35,7 +35,7 @@ class Flow:
         time: when it began, in seconds since the epoch.
         leaf: the leaf's name.
         test: the node id of the test that ran in it.
-        protocol: ``tcp``, ``udp``, ``dns`` or ``ip-<number>``, the number being IANA's.
+        protocol: ``tcp``, ``udp``, ``dns``, ``icmp``, ``sctp`` or ``ip-<number>``, the number being IANA's.
         name: the host name that was asked for, where one is known.
         address: the address outside; None where none was reached by a name, or the name was never resolved.
         port: the port that was dialled; None where the protocol has none.

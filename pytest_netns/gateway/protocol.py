@@ -3,7 +3,7 @@
 Over a Unix socket of type SOCK_SEQPACKET, so that a message arrives whole or not at all.
 A request is ``{"op": name, "number": n, ...}``; its answer, ``{"ok": true, ...}`` or ``{"ok": false, "error": text}``,
 repeats the number.
-Two requests have no answer, ``release`` and ``label``.
+Two requests have no answer: ``release``, and ``label`` unless it has ``wait``.
 """
 
 from __future__ import annotations
