@@ -102,6 +102,7 @@ class World:
     internet: Place
     directory: Path
     runs: bool
+    hooks: Path | None
 
     def enter(self) -> None:
         """Move the process to the outer network, with the rights of a pytest process that has just started."""
@@ -222,6 +223,7 @@ def new_world(*, gateway: bool = True, hooks: Path | None = None) -> Iterator[Wo
     if not keeper:
         ours.close()
         if hooks is not None:
+            os.environ["PYTHONPATH"] = str(hooks)
             sys.path.insert(0, str(hooks))
         _keep(theirs, gateway=gateway)
     theirs.close()
@@ -231,7 +233,7 @@ def new_world(*, gateway: bool = True, hooks: Path | None = None) -> Iterator[Wo
         if not descriptors:
             (pytest.fail if "CI" in os.environ else pytest.skip)(f"no world can be made here: {text.decode()}")
         user_fd, outer, internet, mnt = descriptors
-        world = World(user_fd, Place(outer, mnt), Place(internet, mnt), Path(text.decode()), gateway)
+        world = World(user_fd, Place(outer, mnt), Place(internet, mnt), Path(text.decode()), gateway, hooks)
         yield world
     finally:
         ours.close()
