@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_netns import values
 from pytest_netns.errors import GatewayError, NamespaceClosedError, NetnsError
 from pytest_netns.kernel import mounts, privilege, processes
-from pytest_netns.kernel.position import Position, hop_to
+from pytest_netns.kernel.position import Position
 from pytest_netns.kernel.processes import Process
 from pytest_netns.subprocesses import communicate, settle_streams
 from pytest_netns.sysctl import Sysctl
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_netns.sandbox.box import Sandbox
     from pytest_netns.sandbox.make import SandboxOptions
 
-__all__ = ["ENVIRONMENT", "Namespace", "Position", "Process", "hop_to"]
+__all__ = ["Namespace", "Process"]
 
 
 class Namespace:

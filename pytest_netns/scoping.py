@@ -11,22 +11,21 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_netns.errors import KernelError
 from pytest_netns.kernel.position import Position, hop, hop_to
 from pytest_netns.settings import Scope
+from pytest_netns.visit import ENVIRONMENT, announce
 
 if TYPE_CHECKING:
     from pytest_netns.gateway.client import LeafGrant
     from pytest_netns.namespace import Namespace
     from pytest_netns.traits import Change
 
-__all__ = ["ENVIRONMENT", "Leaf", "Place", "Traveller", "leaf_node"]
-
-ENVIRONMENT: Final = "PYTEST_NETNS"
+__all__ = ["Leaf", "Place", "Traveller", "leaf_node"]
 
 
 @dataclass(eq=False)
@@ -132,7 +131,7 @@ class Traveller:
         except BaseException:
             self.place = before
             raise
-        _announce(place.name)
+        announce(place.name)
         if not stays:
             os.chdir(self._home)
 
@@ -150,7 +149,7 @@ class Traveller:
             origin.close()
             raise
         self.place = place
-        _announce(place.name)
+        announce(place.name)
         arrival = _cwd()
 
         def back() -> None:
@@ -162,17 +161,9 @@ class Traveller:
             finally:
                 origin.close()
             self.place = before
-            _announce(before.name)
+            announce(before.name)
 
         return back
-
-
-def _announce(name: str | None) -> None:
-    """Let programs know which leaf they are in."""
-    if name is None:
-        os.environ.pop(ENVIRONMENT, None)
-    else:
-        os.environ[ENVIRONMENT] = name
 
 
 def _cwd() -> str | None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from pytest_netns.kernel.position import Position
 
-__all__ = ["ENVIRONMENT", "GUEST", "Visit", "Visits", "is_guest"]
+__all__ = ["ENVIRONMENT", "GUEST", "Visit", "Visits", "announce", "is_guest"]
 
 ENVIRONMENT: Final = "PYTEST_NETNS"
 GUEST: Final = "PYTEST_NETNS_GUEST"
@@ -35,7 +35,7 @@ class Visit:
         """Move the calling thread inside."""
         self.position.hop_to(net_fd, mnt_fd)
         self._arrival = _cwd()
-        _announce(name)
+        self._announce(name)
 
     def end(self) -> None:
         """Bring the thread back, to the directory it has changed into meanwhile or else the one it was in."""
@@ -44,7 +44,11 @@ class Visit:
         if cwd != self._arrival:
             with contextlib.suppress(OSError):
                 os.chdir(cwd)
-        _announce(self._environment)
+        self._announce(self._environment)
+
+    def _announce(self, name: str | None) -> None:
+        if threading.current_thread() is threading.main_thread():  # the environment is the whole process's
+            announce(name)
 
 
 def is_guest(pid: int) -> bool:
@@ -63,10 +67,8 @@ def _cwd() -> str:
         return "/"
 
 
-def _announce(name: str | None) -> None:
-    """Set or unset the variable, which belongs to the process: other threads leave it to the main one."""
-    if threading.current_thread() is not threading.main_thread():
-        return
+def announce(name: str | None) -> None:
+    """Let programs know which leaf they are in."""
     if name is None:
         os.environ.pop(ENVIRONMENT, None)
     else:

@@ -32,11 +32,6 @@ class Meter:
         elif accounts is not None:
             self._time = _open(f"{accounts.path}/cpuacct.usage")
 
-    @property
-    def counts_memory(self) -> bool:
-        """Whether a group counts the box's memory."""
-        return self._peak is not None
-
     def reset(self) -> None:
         """Begin to look for a peak anew, as far as the kernel lets."""
         if self._peak is not None:
