@@ -16,7 +16,11 @@ from xml.etree import ElementTree as ET
 from unshared import kernel_version
 
 INSIDE = Path(__file__).parent / "sandbox" / "inside"
-_WITHOUT_OVERLAYS = "Overlays of ordinary users take Linux 5.11"
+#: What a kernel before a version can't do, and what its error says.
+_LACKING = {
+    (5, 11): "Overlays of ordinary users take Linux 5.11",
+    (5, 12): "its file system cannot show it as another user's",
+}
 SECRETS = (".ssh/id_rsa", ".aws/credentials", ".netrc", ".git-credentials", ".config/gh/hosts.yml", ".bashrc")
 
 
@@ -94,8 +98,9 @@ class Battle:
             for child in case:
                 if child.tag in {"failure", "error", "skipped"}:
                     outcome, text = child.tag, f"{child.get('message')}\n{child.text}"
-            if _WITHOUT_OVERLAYS in text and kernel_version() < (5, 11) and os.geteuid() != 0:
-                outcome, text = "skipped", "this kernel mounts no overlays for ordinary users"
+            for version, error in _LACKING.items():
+                if error in text and kernel_version() < version:
+                    outcome, text = "skipped", f"Linux {'.'.join(map(str, kernel_version()))}: {error}"
             found.setdefault(case.attrib["name"].partition("[")[0], []).append((outcome, text))
         return found
 

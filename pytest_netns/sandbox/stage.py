@@ -32,8 +32,8 @@ _NO_OVERLAY: Final = (
 )
 _NO_MAPPING: Final = (
     "{path!r} cannot be shown to the box: it belongs to root, whom the box must not be, and its file system cannot "
-    "show it as another user's: {error}. Put it on ext4, XFS, btrfs or, from Linux 6.3 on, tmpfs (as by --basetemp "
-    "on a tmpfs), or run the tests as an ordinary user"
+    "show it as another user's: {error}. That takes Linux 5.12, and ext4, XFS, btrfs or, from Linux 6.3 on, tmpfs (as "
+    "by --basetemp on a tmpfs). Put it there, or run the tests as an ordinary user"
 )
 
 
