@@ -26,7 +26,7 @@ _BEGUN: Final = "begun"  # only between the two processes: a trial that has not 
 PLATFORM: Final = "platform"
 PROBE: Final = "probe"
 
-#: The child gets our import path, Python's own first, and nothing of the current directory or the environment.
+#: The child gets our import path, pytest's additions last, and nothing else of environment and current directory.
 _PROGRAM: Final = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[2]); importlib.import_module(sys.argv[1]).main()"
 )
